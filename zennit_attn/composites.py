@@ -1,0 +1,643 @@
+"""Composites for transformers: which rule goes to which module of a model.
+
+The presets are also in :data:`zennit.composites.COMPOSITES`, as ``"attnlrp"``, ``"cp_lrp"`` and ``"gamma_vit"``. How
+they are written to files is in :mod:`zennit_attn.configuration`.
+"""
+
+from __future__ import annotations
+
+import copy
+import difflib
+import fnmatch
+import inspect
+import weakref
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, ClassVar
+
+import torch
+from zennit.canonizers import Canonizer
+from zennit.composites import register_composite
+from zennit.core import Composite, Hook, RemovableHandleList
+
+from .canonizers import MultiheadAttentionCanonizer
+from .conversion import adopt
+from .operators import Form
+from .roles import ROLES, is_linear, role
+from .rules import CPLRP, AttnLRP, Epsilon, Gamma, Identity, Operators, Rule
+from .scope import FrozenHandle
+
+Map = Sequence[tuple[Any, Hook]]
+
+#: Element-wise modules of which the forward is written in several operations.
+ELEMENTARY_ACTIVATIONS = (
+    "NewGELUActivation",
+    "FastGELUActivation",
+    "QuickGELUActivation",
+    "ClippedGELUActivation",
+    "AccurateGELUActivation",
+    "LaplaceActivation",
+    "ReLUSquaredActivation",
+    "SqrtSoftplusActivation",
+    "XIELUActivation",
+    "GELUTanh",
+    "QuickGELU",
+)
+
+#: Attention implementations whose kernels the rules see; others call kernels that no rule can look into.
+ATTENTION_IMPLEMENTATIONS = (None, "eager", "sdpa")
+
+_registered: weakref.WeakKeyDictionary[torch.nn.Module, Composite] = weakref.WeakKeyDictionary()
+
+
+def nearest(got: str, choices: Iterable[str]) -> str:
+    """Return a hint that names the nearest valid choices."""
+    choices = list(dict.fromkeys(choices))
+    close = difflib.get_close_matches(got, choices, n=3, cutoff=0.4) or choices[:8]
+    return "nearest: " + ", ".join(map(repr, close)) if close else "there is none"
+
+
+class ScopedComposite(Composite):
+    """Base of composites that hold for one model instance, in one form, and undo everything.
+
+    Parameters
+    ----------
+    module_map : callable
+        ``(ctx, name, module) -> Hook or None``, as in :class:`zennit.core.Composite`.
+    canonizers : list of zennit.canonizers.Canonizer, optional
+        Canonizers to apply before the hooks.
+    """
+
+    form: Form = "relevance"
+
+    def register(self, module: torch.nn.Module) -> None:
+        """Apply canonizers and rules to a model, and freeze its parameters, until :meth:`remove`.
+
+        Parameters
+        ----------
+        module : torch.nn.Module
+            The model.
+
+        Raises
+        ------
+        RuntimeError
+            If this composite is registered already, or another one is on a part of the model.
+        """
+        if self.handles:
+            raise RuntimeError(
+                f"this {type(self).__name__} is registered already; expected one context at a time. Leave the other "
+                "context first, or make a second composite for the second model."
+            )
+        refuse_nesting(module)
+        try:
+            self.handles.append(_Registration(self, module))
+            self.handles.append(FrozenHandle(module))
+            for canonizer in self.canonizers:
+                self.handles.extend(canonizer.apply(module))
+            ctx: dict[Any, Any] = {}
+            for name, child in module.named_modules():
+                template = self.module_map(ctx, name, child)
+                if template is not None:
+                    rule = adopt(template, self.form)
+                    self.hook_refs.add(rule)
+                    self.handles.append(_Owned(rule, rule.register(child)))
+        except BaseException:
+            self.remove()
+            raise
+
+    def remove(self) -> None:
+        """Remove all rules, then what the canonizers changed, in the reverse order of :meth:`register`."""
+        self.handles.reverse()
+        super().remove()
+
+    def inactive(self) -> Any:
+        """Not possible: rules act in the forward pass.
+
+        Raises
+        ------
+        RuntimeError
+            Always.
+        """
+        raise RuntimeError(
+            "inactive() got a composite whose rules act in the forward pass, so that a backward pass cannot turn them "
+            "off; leave the context for the plain gradient. Second-order gradients (create_graph=True) of the "
+            "gradient form go through the rules, too."
+        )
+
+    def in_gradient_form(self) -> ScopedComposite:
+        """Return a copy in the Input x Gradient form."""
+        twin = copy.copy(self)
+        twin.handles, twin.hook_refs, twin.form = RemovableHandleList(), weakref.WeakSet(), "gradient"
+        twin.module_map = getattr(twin, self.module_map.__name__)
+        return twin
+
+
+class _Owned:
+    """Keep a rule alive for as long as it is registered."""
+
+    def __init__(self, rule: Rule, handles: RemovableHandleList) -> None:
+        self.rule, self.handles = rule, handles
+
+    def remove(self) -> None:
+        self.handles.remove()
+
+
+class _Registration:
+    """Remember on which modules a composite is, until it is removed."""
+
+    def __init__(self, composite: Composite, model: torch.nn.Module) -> None:
+        self.modules = list(model.modules())
+        for module in self.modules:
+            _registered[module] = composite
+
+    def remove(self) -> None:
+        for module in self.modules:
+            _registered.pop(module, None)
+
+
+def refuse_nesting(model: torch.nn.Module) -> None:
+    """Raise if a composite, of this package or of zennit, is registered on a part of the model.
+
+    Raises
+    ------
+    RuntimeError
+        If there is one; the message names it.
+    """
+    for name, module in model.named_modules():
+        other: Any = _registered.get(module)
+        hooks = [*module._forward_pre_hooks.values(), *module._forward_hooks.values()]
+        if other is None and any(isinstance(getattr(hook, "__self__", None), Hook) for hook in hooks):
+            other = "a composite of zennit"
+        if other is not None:
+            kind = other if isinstance(other, str) else type(other).__name__
+            raise RuntimeError(
+                f"{kind} is registered on {name or 'the model'!r} already; expected a model without rules. Two "
+                "composites cannot be nested: leave the first context, or join them by layer_map and name_map."
+            )
+
+
+class ConvertedComposite(ScopedComposite):
+    """Any composite of zennit, with every rule in the gradient form.
+
+    Parameters
+    ----------
+    composite : zennit.core.Composite
+        Composite to convert; it stays as it is.
+    """
+
+    form = "gradient"
+
+    def __init__(self, composite: Composite) -> None:
+        self.composite = composite
+        super().__init__(module_map=self.mapping, canonizers=composite.canonizers)
+
+    def mapping(self, ctx: dict[Any, Any], name: str, module: torch.nn.Module) -> Hook | None:
+        """Return the rule of a module."""
+        return self.composite.module_map(ctx, name, module)  # type: ignore[no-any-return]
+
+
+class TransformerComposite(ScopedComposite):
+    """Base of the presets: operator rules for the whole model, and layer rules by name, role and type.
+
+    The first entry that fits decides, in the order: ``name_map``, ``role_map``, ``layer_map``, the preset's own.
+
+    Parameters
+    ----------
+    operators : zennit_attn.rules.Operators, optional
+        Operator rules of the whole model.
+    layer_map : list of tuple, optional
+        ``(type, or tuple of types, or names of types, rule)``, as in :mod:`zennit.composites`.
+    name_map : list of tuple, optional
+        ``(name, or tuple of names, rule)``; a name may be a pattern, such as ``"*.mlp.*"``.
+    role_map : list of tuple, optional
+        ``(role, or tuple of roles, rule)``, see :func:`zennit_attn.roles.role`.
+    canonizers : list of zennit.canonizers.Canonizer, optional
+        Canonizers to apply, after the one that unfuses :class:`torch.nn.MultiheadAttention`.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If a map is not one, or names a role that there is not.
+    """
+
+    #: Name of the preset, also in :data:`zennit.composites.COMPOSITES`; None for composites that are none.
+    preset: ClassVar[str | None] = None
+
+    def __init__(
+        self,
+        operators: Operators | None = None,
+        layer_map: Map | None = None,
+        name_map: Map | None = None,
+        role_map: Map | None = None,
+        canonizers: list[Canonizer] | None = None,
+    ) -> None:
+        self.operators = operators
+        self.name_map = check_map("name_map", name_map, (str,))
+        self.role_map = check_map("role_map", role_map, (str,))
+        self.layer_map = check_map("layer_map", layer_map, (str, type))
+        for roles, _ in self.role_map:
+            for given in roles:
+                if given not in ROLES:
+                    raise ValueError(f"role_map got {given!r}, expected one of {ROLES}; {nearest(given, ROLES)}")
+        super().__init__(self.mapping, [MultiheadAttentionCanonizer(), *(canonizers or [])])
+
+    def own_role_map(self) -> list[tuple[tuple[str, ...], Hook]]:
+        """Return the preset's own rules by role, each of which has to fit a module of the model."""
+        return []
+
+    def own_layer_rule(self, name: str, module: torch.nn.Module) -> Hook | None:
+        """Return the preset's own rule of a module that no map fits."""
+        if type(module).__name__ in ELEMENTARY_ACTIVATIONS and next(module.children(), None) is None:
+            return Identity()
+        return self.operators if name == "" else None
+
+    def mapping(self, ctx: dict[Any, Any], name: str, module: torch.nn.Module) -> Hook | None:
+        """Return the rule of a module."""
+        place = role(name, module)
+        for patterns, rule in self.name_map:
+            if any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns):
+                return rule
+        for roles, rule in self.role_map:
+            if place in roles:
+                return rule
+        for types, rule in self.layer_map:
+            if any(is_type(module, kind) for kind in types):
+                return rule
+        for roles, rule in self.own_role_map():
+            if place in roles:
+                return rule
+        return self.own_layer_rule(name, module)
+
+    def register(self, module: torch.nn.Module) -> None:
+        """Apply the composite to a model, see :meth:`ScopedComposite.register`.
+
+        Raises
+        ------
+        ValueError
+            If an entry of a map fits no module of the model.
+        """
+        refuse_kernels(module)
+        super().register(module)
+        try:
+            self.check_matches(module)
+        except ValueError:
+            self.remove()
+            raise
+
+    def check_matches(self, model: torch.nn.Module) -> None:
+        """Raise ValueError if an entry of a map fits no module of the model."""
+        named = dict(model.named_modules())
+        for patterns, rule in self.name_map:
+            for pattern in patterns:
+                if not fnmatch.filter(named, pattern):
+                    raise ValueError(
+                        f"name_map got {pattern!r} for {rule!r}, which fits no module of {type(model).__name__}; "
+                        + nearest(pattern, named)
+                    )
+        roles = {place for name, module in named.items() if (place := role(name, module))}
+        for wanted, rule in (*self.role_map, *self.own_role_map()):
+            if not roles.intersection(wanted):
+                raise ValueError(
+                    f"{type(self).__name__} got {type(model).__name__}, in which no module has the role "
+                    f"{' or '.join(map(repr, wanted))} for {rule!r}; its roles are {sorted(roles) or 'none'}. Name the "
+                    "modules with name_map, or choose another preset."
+                )
+        for types, rule in self.layer_map:
+            for kind in types:
+                if not any(is_type(module, kind) for module in named.values()):
+                    kinds = {type(module).__name__ for module in named.values()}
+                    title = kind if isinstance(kind, str) else kind.__name__
+                    raise ValueError(
+                        f"layer_map got {title} for {rule!r}, which fits no module of {type(model).__name__}; "
+                        + nearest(title, sorted(kinds))
+                    )
+
+    def describe(self, model: torch.nn.Module) -> str:
+        """Return a table of the modules that have a rule: module, role, rule, parameters.
+
+        Parameters
+        ----------
+        model : torch.nn.Module
+            Model to describe; it stays as it is.
+
+        Returns
+        -------
+        str
+            One line a module.
+        """
+        rows = [("module", "role", "rule", "parameters")]
+        handles = [handle for canonizer in self.canonizers for handle in canonizer.apply(model)]
+        try:
+            for name, module in model.named_modules():
+                rule = self.mapping({}, name, module)
+                if rule is not None:
+                    known = parameters_of(rule)
+                    text = ", ".join(f"{key}={value!r}" for key, value in known.items() if value is not None)
+                    rows.append((name or "(the model)", role(name, module) or "", type(rule).__name__, text))
+        finally:
+            for handle in handles:
+                handle.remove()
+        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+        return "\n".join("  ".join(map(str.ljust, row, widths)).rstrip() for row in rows)
+
+    def parameters(self) -> dict[str, Any]:
+        """Return the preset's own parameters: arguments of the constructor that are not maps."""
+        names = inspect.signature(type(self).__init__).parameters
+        skipped = ("self", "layer_map", "name_map", "role_map", "canonizers", "operators")
+        return {name: getattr(self, name) for name in names if name not in skipped}
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, TransformerComposite) and self._content() == other._content()
+
+    __hash__ = Composite.__hash__
+
+    def _content(self) -> tuple[Any, ...]:
+        maps = [
+            [(tuple(map(title_of, keys)), type(rule).__name__, parameters_of(rule)) for keys, rule in entries]
+            for entries in (self.name_map, self.role_map, self.layer_map)
+        ]
+        own = None if self.operators is None else self.operators.parameters()
+        return type(self), self.form, self.parameters(), own, maps, [type(item) for item in self.canonizers]
+
+
+def title_of(kind: Any) -> str:
+    """Return the name of a module type, or the text itself."""
+    return kind if isinstance(kind, str) else kind.__name__
+
+
+def check_map(name: str, entries: Map | None, kinds: tuple[type, ...]) -> list[tuple[tuple[Any, ...], Hook]]:
+    """Return the entries of a map, the keys of each as a tuple.
+
+    Raises
+    ------
+    TypeError
+        If it is not a list of pairs of keys and rules.
+    """
+    checked = []
+    for entry in entries or ():
+        if not isinstance(entry, (tuple, list)) or len(entry) != 2:
+            raise TypeError(f"{name} got {entry!r}, expected pairs (what it fits, rule)")
+        keys, rule = entry
+        keys = tuple(keys) if isinstance(keys, (tuple, list)) else (keys,)
+        if not all(isinstance(key, kinds) or hasattr(key, "__subclass__") for key in keys):
+            expected = " or ".join(kind.__name__ for kind in kinds)
+            raise TypeError(f"{name} got {keys!r}, expected {expected}, or a tuple of them")
+        if not isinstance(rule, Hook):
+            raise TypeError(f"{name} got {rule!r} for {keys!r}, expected a rule, such as Gamma(0.1)")
+        if getattr(rule, "form", "relevance") != "relevance":
+            raise TypeError(f"{name} got {rule!r} in the gradient form; convert the whole composite instead")
+        checked.append((keys, rule))
+    return checked
+
+
+def is_type(module: torch.nn.Module, kind: Any) -> bool:
+    """Tell whether a module is of a type, given itself or by its name or that of a base class."""
+    if isinstance(kind, str):
+        return any(base.__name__ == kind for base in type(module).__mro__)
+    return isinstance(module, kind)
+
+
+def refuse_kernels(model: torch.nn.Module) -> None:
+    """Raise if a model computes attention in a kernel that no rule can look into.
+
+    Raises
+    ------
+    ValueError
+        If its attention implementation is not one of :data:`ATTENTION_IMPLEMENTATIONS`.
+    """
+    for name, module in model.named_modules():
+        chosen = getattr(getattr(module, "config", None), "_attn_implementation", None)
+        if isinstance(chosen, str) and chosen not in ATTENTION_IMPLEMENTATIONS:
+            raise ValueError(
+                f"{name or type(model).__name__!r} got attn_implementation={chosen!r}, expected 'sdpa' or 'eager': "
+                "its kernel would pass back the plain gradient. Load the model with attn_implementation='sdpa'."
+            )
+
+
+def parameters_of(rule: Hook) -> dict[str, Any]:
+    """Return the arguments that make an equal rule, read off the rule itself.
+
+    zennit's rules do not keep theirs; what they were is found in the functions that they made of them.
+
+    Parameters
+    ----------
+    rule : zennit.core.Hook
+        Rule of this package or of zennit.
+
+    Raises
+    ------
+    ValueError
+        If the arguments cannot be found.
+    """
+    if isinstance(rule, Rule):
+        return rule.parameters()
+    signature = inspect.signature(type(rule).__init__)
+    wanted = [name for name in signature.parameters if name not in ("self", "args", "kwargs")]
+    found = closure_values(rule)
+    missing = [name for name in wanted if name not in found]
+    if missing:
+        raise ValueError(
+            f"got {type(rule).__name__}, of which the arguments {missing} are not known; expected a rule of "
+            "zennit_attn.rules or zennit.rules."
+        )
+    return {name: found[name] for name in wanted}
+
+
+def closure_values(rule: Any) -> dict[str, Any]:
+    """Return the values that the functions of one of zennit's rules close over, under their arguments' names."""
+    mods = list(getattr(rule, "param_modifiers", ()))
+    changes = [mod.modifier if hasattr(mod, "modifier") else mod for mod in mods]
+    makers: list[Callable[..., Any]] = [*getattr(rule, "input_modifiers", ()), *changes]
+    makers += [getattr(rule, name) for name in ("gradient_mapper", "reducer") if hasattr(rule, name)]
+    values: dict[str, Any] = {}
+    for maker in filter(inspect.isfunction, makers):
+        names = maker.__code__.co_freevars
+        values |= {name: cell.cell_contents for name, cell in zip(names, maker.__closure__ or (), strict=True)}
+    if mods and hasattr(mods[0], "zero_params"):
+        values["zero_params"] = mods[0].zero_params
+    if "stabilizer_fn" in values:
+        stabilizer = values.pop("stabilizer_fn")
+        simple = vars(stabilizer) == {**vars(type(stabilizer)()), "epsilon": stabilizer.epsilon}
+        values["stabilizer"] = values["epsilon"] = stabilizer.epsilon if simple else stabilizer
+    return {**values, **{key: value for key, value in vars(rule).items() if key == "beta_smooth"}}
+
+
+class _LanguagePreset(TransformerComposite):
+    """Operator rules for the whole model, and ε for every linear layer."""
+
+    rule: ClassVar[type[Operators]]
+
+    def __init__(
+        self,
+        epsilon: float = 0.0,
+        strict: bool = False,
+        layer_map: Map | None = None,
+        name_map: Map | None = None,
+        role_map: Map | None = None,
+        canonizers: list[Canonizer] | None = None,
+    ) -> None:
+        self.epsilon = check_number("epsilon", epsilon)
+        self.strict = check_flag("strict", strict)
+        super().__init__(self.rule(strict=strict), layer_map, name_map, role_map, canonizers)  # type: ignore[call-arg]
+
+    def own_layer_rule(self, name: str, module: torch.nn.Module) -> Hook | None:
+        """Return ε for linear layers."""
+        return Epsilon(self.epsilon) if is_linear(module) else super().own_layer_rule(name, module)
+
+
+@register_composite("attnlrp")
+class AttnLRPComposite(_LanguagePreset):
+    """AttnLRP (Achtibat et al., ICML 2024): the preset for language models.
+
+    Uniform rule for products (prop. 3.2, 3.3), Taylor expansion of the softmax (prop. 3.1), LN rule for norms
+    (prop. 3.4), identity for activations (eq. 9), ε for linear layers (eq. 8). The softmax keeps a share of the
+    relevance, by design: the result does not add up to the logit.
+
+    Parameters
+    ----------
+    epsilon : float, optional
+        Stabilizer of linear layers. With 0 (default), LRP-0, the gradient form needs no rule for them.
+    strict : bool, optional
+        Raise at an operation without a rule (default False: warn).
+    layer_map, name_map, role_map : list of tuple, optional
+        Rules that come before the preset's, see :class:`TransformerComposite`.
+    canonizers : list of zennit.canonizers.Canonizer, optional
+        Canonizers to apply.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from zennit.rules import Gamma
+    >>> from zennit_attn import AttnLRPComposite
+    >>> model = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.GELU(), torch.nn.Linear(4, 2))
+    >>> x = torch.randn(1, 3, requires_grad=True)
+    >>> with AttnLRPComposite(layer_map=[(torch.nn.Linear, Gamma(0.05))]).context(model):
+    ...     output = model(x)
+    ...     relevance, = torch.autograd.grad(output, x, output)
+    """
+
+    preset = "attnlrp"
+    rule = AttnLRP
+
+
+@register_composite("cp_lrp")
+class CPLRPComposite(_LanguagePreset):
+    """CP-LRP (Ali et al., ICML 2022): attention weights, routers and gates are constants; conserves relevance.
+
+    On a model without additive constants (biases, position embeddings) the relevance of the input adds up to the
+    explained logit; otherwise the constants get the rest.
+
+    Parameters
+    ----------
+    epsilon : float, optional
+        Stabilizer of linear layers. With 0 (default), LRP-0, the gradient form needs no rule for them.
+    strict : bool, optional
+        Raise at an operation without a rule (default False: warn).
+    layer_map, name_map, role_map : list of tuple, optional
+        Rules that come before the preset's, see :class:`TransformerComposite`.
+    canonizers : list of zennit.canonizers.Canonizer, optional
+        Canonizers to apply.
+    """
+
+    preset = "cp_lrp"
+    rule = CPLRP
+
+
+@register_composite("gamma_vit")
+class GammaViTComposite(TransformerComposite):
+    """γ rules for vision transformers, by role (Achtibat et al., ICML 2024, appendix on ViTs).
+
+    γ on the patch embedding, the MLPs and the head, ε on query, key, value and output projections.
+
+    Parameters
+    ----------
+    conv_gamma : float, optional
+        γ of the patch embedding.
+    linear_gamma : float, optional
+        γ of the MLPs' linear layers.
+    head_gamma : float, optional
+        γ of the classification head.
+    epsilon : float, optional
+        Stabilizer of the attention's projections; 0 (default) is LRP-0.
+    stabilizer : float, optional
+        Stabilizer of the γ rules.
+    attention : {"cp", "attnlrp"}, optional
+        Rule of the attention: CP-LRP's (default) or AttnLRP's.
+    strict : bool, optional
+        Raise at an operation without a rule (default False: warn).
+    layer_map, name_map, role_map : list of tuple, optional
+        Rules that come before the preset's, see :class:`TransformerComposite`.
+    canonizers : list of zennit.canonizers.Canonizer, optional
+        Canonizers to apply.
+    """
+
+    preset = "gamma_vit"
+
+    def __init__(
+        self,
+        conv_gamma: float = 0.25,
+        linear_gamma: float = 0.05,
+        head_gamma: float = 0.05,
+        epsilon: float = 0.0,
+        stabilizer: float = 1e-6,
+        attention: str = "cp",
+        strict: bool = False,
+        layer_map: Map | None = None,
+        name_map: Map | None = None,
+        role_map: Map | None = None,
+        canonizers: list[Canonizer] | None = None,
+    ) -> None:
+        self.conv_gamma = check_number("conv_gamma", conv_gamma)
+        self.linear_gamma = check_number("linear_gamma", linear_gamma)
+        self.head_gamma = check_number("head_gamma", head_gamma)
+        self.epsilon = check_number("epsilon", epsilon)
+        self.stabilizer = check_number("stabilizer", stabilizer)
+        self.strict = check_flag("strict", strict)
+        self.attention = attention
+        presets = {"cp": CPLRP, "attnlrp": AttnLRP}
+        if attention not in presets:
+            raise ValueError(f"attention got {attention!r}, expected 'cp' or 'attnlrp'")
+        super().__init__(presets[attention](strict), layer_map, name_map, role_map, canonizers)
+
+    def own_role_map(self) -> list[tuple[tuple[str, ...], Hook]]:
+        """Return γ for patch embedding, MLPs and head, ε for the projections."""
+        return [
+            (("patch_embedding",), Gamma(self.conv_gamma, self.stabilizer)),
+            (("mlp",), Gamma(self.linear_gamma, self.stabilizer)),
+            (("qkv", "projection"), Epsilon(self.epsilon)),
+        ]
+
+    def own_layer_rule(self, name: str, module: torch.nn.Module) -> Hook | None:
+        """Return γ for the head, if the model has one, and ε for linear layers without a role."""
+        if role(name, module) == "head":
+            return Gamma(self.head_gamma, self.stabilizer)
+        return Epsilon(self.epsilon) if is_linear(module) else super().own_layer_rule(name, module)
+
+
+def check_number(name: str, value: Any) -> float:
+    """Return a number that may be a rule's parameter.
+
+    Raises
+    ------
+    TypeError
+        If it is not a number, such as the text that YAML reads of ``1e-6``.
+    ValueError
+        If it is negative, or not finite.
+    """
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise TypeError(f"{name} got {value!r} of type {type(value).__name__}, expected a number")
+    if not 0 <= value < float("inf"):
+        raise ValueError(f"{name} got {value!r}, expected a finite number of at least 0")
+    return value
+
+
+def check_flag(name: str, value: Any) -> bool:
+    """Return a truth value.
+
+    Raises
+    ------
+    TypeError
+        If it is not one.
+    """
+    if not isinstance(value, bool):
+        raise TypeError(f"{name} got {value!r} of type {type(value).__name__}, expected true or false")
+    return value

@@ -1,0 +1,581 @@
+"""Operator rules: what a module's own forward does with *functions*, looked up in a table *function -> rule*.
+
+Each function of torch that can carry relevance is of one *kind* (:data:`KINDS`). A :class:`Policy` says how the kinds
+that need a rule are explained, and :func:`table` turns both into rules for one of the two forms. A function that is
+in no kind is reported by :func:`unknown`, never passed silently.
+
+This module does not know modules: which policy holds where is decided by :mod:`zennit_attn.scope`.
+"""
+
+from __future__ import annotations
+
+import inspect
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import lru_cache, partial
+from typing import Any, Literal, get_args
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from .functions import Enter, Leave, Normalize, Route, Scale, Slope, Snapshot
+
+Form = Literal["relevance", "gradient"]
+Rule = Callable[[Callable[..., Any], tuple[Any, ...], dict[str, Any]], Any]
+
+#: Attribute of a tensor that an activation produced: the gate, should it become a factor of a product.
+GATE = "_zennit_attn_gate"
+
+
+@dataclass(frozen=True)
+class Policy:
+    """How the operators inside a module are explained.
+
+    Parameters
+    ----------
+    attention : {"uniform", "value", "gradient"}
+        Softmax attention. ``"uniform"`` (AttnLRP, Achtibat et al. 2024, eq. 7, prop. 3.1 and 3.3): relevance through
+        query, key and value. ``"value"`` (CP-LRP, Ali et al. 2022): attention weights are constants.
+    product : {"uniform", "gate", "gradient"}
+        Products of tensors that depend on the input. ``"uniform"`` (AttnLRP, prop. 3.2): equal shares. ``"gate"``
+        (CP-LRP): the factor that an activation produced is a constant; equal shares where there is none.
+    norm : {"constant", "gradient"}
+        Normalisation statistics, denominators, reciprocals. ``"constant"`` is the LN rule (Ali et al. 2022).
+    activation : {"identity", "gradient"}
+        Element-wise functions. ``"identity"`` (AttnLRP, eq. 9) passes relevance on.
+
+    Notes
+    -----
+    ``"gradient"`` leaves a kind to plain autograd: Input x Gradient, which does not conserve.
+    """
+
+    attention: Literal["uniform", "value", "gradient"] = "uniform"
+    product: Literal["uniform", "gate", "gradient"] = "uniform"
+    norm: Literal["constant", "gradient"] = "constant"
+    activation: Literal["identity", "gradient"] = "identity"
+
+    @classmethod
+    def choices(cls) -> dict[str, tuple[str, ...]]:
+        """Return the valid choices of each field."""
+        hints = inspect.get_annotations(cls, eval_str=True)
+        return {name: get_args(hints[name]) for name in cls.__dataclass_fields__}
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# Functions by kind. A name stands for every function of that name in NAMESPACES.
+# --------------------------------------------------------------------------------------------------------------------
+
+NAMESPACES = (torch, torch.Tensor, F, torch.special, torch.linalg, torch.fft, torch._C._nn)
+
+KINDS: dict[str, str] = {
+    # relevance moves with the elements: plain autograd in both forms
+    "routing": """
+        view view_as reshape reshape_as transpose t T mT H adjoint permute movedim moveaxis swapaxes swapdims flatten
+        unflatten squeeze unsqueeze ravel expand expand_as broadcast_to broadcast_tensors repeat repeat_interleave tile
+        cat concat concatenate stack hstack vstack dstack column_stack split split_with_sizes tensor_split chunk
+        hsplit vsplit dsplit unbind unsafe_split unsafe_chunk getitem setitem index_select gather take take_along_dim
+        narrow select slice_scatter select_scatter diagonal diag_embed as_strided unfold pad roll flip fliplr flipud
+        rot90 masked_fill masked_scatter masked_select where scatter index_put index_copy index_fill tril triu diag
+        contiguous clone detach alias to type type_as float double half bfloat16 cpu cuda requires_grad_ copy_ set_
+        fill_ zero_ max min amax amin maximum minimum topk sort kthvalue median mode cummax cummin dropout dropout1d
+        dropout2d dropout3d alpha_dropout feature_dropout max_pool1d max_pool2d max_pool3d adaptive_max_pool1d
+        adaptive_max_pool2d adaptive_max_pool3d embedding pixel_shuffle pixel_unshuffle channel_shuffle
+        native_channel_shuffle atleast_1d atleast_2d atleast_3d meshgrid block_diag real imag view_as_real
+        view_as_complex resolve_conj resolve_neg positive iter resize_as_ nan_to_num register_hook retain_grad
+    """,
+    # linear in every tensor together, also a product while only one factor depends on the input
+    "linear": """
+        add sub subtract rsub neg negative sum nansum mean cumsum diff linear conv1d conv2d conv3d conv_transpose1d
+        conv_transpose2d conv_transpose3d conv_tbc avg_pool1d avg_pool2d avg_pool3d adaptive_avg_pool1d
+        adaptive_avg_pool2d adaptive_avg_pool3d index_add scatter_add scatter_reduce interpolate upsample fold
+        trace lerp grid_sample conj fft ifft rfft irfft fft2 ifft2 rfft2 irfft2 fftn ifftn rfftn irfftn hfft ihfft
+        fftshift ifftshift
+    """,
+    "product": "mul multiply",
+    "matmul": "matmul mm bmm mv dot inner outer ger vdot einsum tensordot kron chain_matmul multi_dot bilinear "
+    "grouped_mm _grouped_mm cross",
+    "added product": "addmm addbmm baddbmm addmv addr addcmul",
+    "division": "div divide true_divide truediv",
+    "reversed division": "rdiv rtruediv",
+    "reciprocal": "rsqrt reciprocal",
+    "statistic": "var std var_mean std_mean norm vector_norm",
+    "unit": "normalize",
+    "power": "pow float_power",
+    "softmax": "softmax _softmax_backward_data",
+    "attention": "scaled_dot_product_attention",
+    "activation": """
+        relu relu6 gelu silu tanh sigmoid expit elu selu celu leaky_relu prelu rrelu hardtanh hardswish hardsigmoid
+        mish softplus softsign tanhshrink hardshrink softshrink threshold logsigmoid erf square sqrt abs absolute
+        clamp clip clamp_min clamp_max
+    """,
+    "layer norm": "layer_norm",
+    "rms norm": "rms_norm",
+    "group norm": "group_norm",
+    "instance norm": "instance_norm",
+    "batch norm": "batch_norm",
+    "fused attention module": "multi_head_attention_forward",
+}
+
+
+def named(name: str) -> Iterator[tuple[Callable[..., Any], bool]]:
+    """Yield every function of a name, its operator and in-place variants, each with whether it writes in place."""
+    in_place = name.endswith("_") or name == "setitem"
+    variants = [(name, in_place), (f"__{name}__", in_place), (f"__r{name}__", in_place)]
+    if not in_place:
+        variants += [(f"{name}_", True), (f"__i{name}__", True)]
+    for namespace in NAMESPACES:
+        for variant, writes in variants:
+            function = getattr(namespace, variant, None)
+            if callable(function) and not inspect.isclass(function) and not inspect.ismodule(function):
+                yield function, writes
+    attribute = getattr(torch.Tensor, name, None)
+    if inspect.isdatadescriptor(attribute):
+        yield attribute.__get__, False
+
+
+@lru_cache(maxsize=1)
+def functions() -> dict[Callable[..., Any], tuple[str, str, bool]]:
+    """Return the kind, the name and whether it writes in place, of every function that is known."""
+    found: dict[Callable[..., Any], tuple[str, str, bool]] = {}
+    for kind, names in KINDS.items():
+        for name in names.split():
+            for function, writes in named(name):
+                found.setdefault(function, (kind, name, writes))
+    return found
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# Rules in the gradient form. Each takes the function and its arguments, and calls it.
+# --------------------------------------------------------------------------------------------------------------------
+
+
+def depends(value: Any) -> bool:
+    """Tell whether a value is a tensor that depends on the explained input.
+
+    Parameters are frozen while a composite is registered, so that ``requires_grad`` is exactly this test.
+    """
+    return isinstance(value, Tensor) and value.requires_grad
+
+
+def operands(args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Tensor]:
+    """Return the arguments that depend on the explained input, those inside of lists too."""
+    found = []
+    for value in (*args, *kwargs.values()):
+        found.extend(filter(depends, value) if isinstance(value, (list, tuple)) else filter(depends, (value,)))
+    return found
+
+
+def swap(value: Any, change: Callable[[Tensor], Tensor]) -> Any:
+    """Apply ``change`` to the tensors that depend on the input in a value, a list or a tuple."""
+    if isinstance(value, (list, tuple)):
+        values = [change(item) if depends(item) else item for item in value]
+        return type(value)(*values) if hasattr(value, "_fields") else type(value)(values)  # type: ignore[call-arg]
+    return change(value) if depends(value) else value
+
+
+def swap_call(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any], change: Callable[[Tensor], Tensor]) -> Any:
+    """Call ``function`` with ``change`` applied to each argument that depends on the input."""
+    return function(*(swap(value, change) for value in args), **{key: swap(kwargs[key], change) for key in kwargs})
+
+
+def plain(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """Linear operations are right under plain autograd."""
+    return function(*args, **kwargs)
+
+
+def constant(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """Statistics and reciprocals are constants."""
+    return swap_call(function, args, kwargs, Tensor.detach)
+
+
+def uniform(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """Each of the N operands that depend on the input gets the N-th part (AttnLRP, prop. 3.2 and 3.3)."""
+    count = len(operands(args, kwargs))
+    output = function(*args, **kwargs)
+    return output if count < 2 else Scale.apply(output, 1 / count)
+
+
+def gate(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """The factor that an activation produced is a constant, the other one gets everything (CP-LRP)."""
+    gates = [getattr(value, GATE, False) for value in operands(args, kwargs)]
+    if len(gates) == 2 and gates.count(True) == 1:
+        return swap_call(function, args, kwargs, lambda value: value.detach() if hasattr(value, GATE) else value)
+    return uniform(function, args, kwargs)
+
+
+def added(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """In ``input + a * b`` the product is shared uniformly, the sum is linear."""
+    names = [name for name in ("tensor1", "tensor2", "mat1", "mat2", "batch1", "batch2", "vec", "vec1", "vec2")]
+    factors = [*args[1:], *(kwargs[name] for name in names if name in kwargs)]
+    if sum(map(depends, factors)) < 2:
+        return function(*args, **kwargs)
+    half = partial(swap, change=lambda value: Scale.apply(value, 0.5))
+    shared = {key: half(value) if key in names else value for key, value in kwargs.items()}
+    return function(args[0], *map(half, args[1:]), **shared)
+
+
+def division(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """The denominator is a constant (LN rule)."""
+    if "other" in kwargs:
+        return function(*args, **{**kwargs, "other": swap(kwargs["other"], Tensor.detach)})
+    return function(args[0], *(swap(value, Tensor.detach) for value in args[1:]), **kwargs)
+
+
+def reversed_division(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """``other / input``, called as a method of the denominator."""
+    return function(swap(args[0], Tensor.detach), *args[1:], **kwargs)
+
+
+def unit(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """``torch.nn.functional.normalize`` divides by a norm, which is a constant."""
+    bound = inspect.signature(F.normalize).bind(*args, **kwargs)
+    bound.apply_defaults()
+    input, p, dim, eps = (bound.arguments[name] for name in ("input", "p", "dim", "eps"))
+    return input / input.detach().norm(p, dim, keepdim=True).clamp_min(eps).expand_as(input)
+
+
+def power(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any], form: Form = "gradient") -> Any:
+    """``x ** n``: a reciprocal for negative n, an element-wise function otherwise."""
+    exponent = kwargs.get("exponent", args[1] if len(args) > 1 else None)
+    if isinstance(exponent, Tensor) and exponent.requires_grad:
+        return unknown(function, args, kwargs)
+    if isinstance(exponent, (int, float)) and exponent < 0:
+        return constant(function, args, kwargs)
+    return activation(function, args, kwargs, form)
+
+
+def uniform_attention(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """Fused attention: half to the value, a quarter each to query and key (AttnLRP, prop. 3.1 and 3.3)."""
+    query, key, value, rest, kwargs = attention_arguments(args, kwargs)
+    query, key = (swap(side, lambda tensor: Scale.apply(tensor, 0.5)) for side in (query, key))
+    output = function(query, key, value, *rest, **kwargs)
+    return Scale.apply(output, 0.5) if depends(output) else output
+
+
+def value_attention(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """Fused attention: all relevance to the value (CP-LRP, AH rule)."""
+    query, key, value, rest, kwargs = attention_arguments(args, kwargs)
+    kwargs = {name: swap(item, Tensor.detach) for name, item in kwargs.items()}
+    rest = tuple(swap(item, Tensor.detach) for item in rest)
+    return function(query.detach(), key.detach(), value, *rest, **kwargs)
+
+
+def attention_arguments(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, Any, Any, tuple[Any, ...], Any]:
+    """Split the arguments of fused attention into query, key, value, further positional and keyword arguments."""
+    kwargs = dict(kwargs)
+    leading = list(args[:3])
+    leading += [kwargs.pop(name) for name in ("query", "key", "value")[len(leading) :]]
+    return (*leading, args[3:], kwargs)  # type: ignore[return-value]
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# Element-wise functions
+# --------------------------------------------------------------------------------------------------------------------
+
+
+def ratio(function: Callable[[Tensor], Tensor], input: Tensor) -> Tensor:
+    """Slope ``f(x) / x``, in float32 or better; zero where x is exactly zero and carries no relevance."""
+    wide = input if input.dtype in (torch.float32, torch.float64) else input.float()
+    return torch.where(wide == 0, torch.zeros_like(wide), function(wide) / wide).to(input.dtype)
+
+
+def gelu_slope(input: Tensor, approximate: str = "none") -> Tensor:
+    """Slope of GELU: the normal distribution function, or its tanh approximation."""
+    if approximate == "none":
+        return 0.5 * (1 + torch.erf(input * math.sqrt(0.5)))
+    return 0.5 * (1 + torch.tanh(math.sqrt(2 / math.pi) * (input + 0.044715 * input**3)))
+
+
+#: Slopes in closed form; every other element-wise function has :func:`ratio`.
+SLOPES: dict[str, Callable[..., Tensor]] = {
+    "silu": torch.sigmoid,
+    "gelu": gelu_slope,
+    "mish": lambda input: torch.tanh(F.softplus(input)),
+    "softsign": lambda input: 1 / (1 + input.abs()),
+    "hardswish": F.hardsigmoid,
+    "square": lambda input: input,
+    # piecewise linear through zero: the slope is the derivative
+    "relu": lambda input: (input > 0).to(input.dtype),
+    "leaky_relu": lambda input, negative_slope=0.01: torch.where(input > 0, 1.0, negative_slope).to(input.dtype),
+}
+
+
+def elementwise(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Tensor, tuple[Any, ...], dict]:
+    """Split the input of an element-wise function from its other arguments, without the order to write in place."""
+    kwargs = dict(kwargs)
+    if args:
+        input, args = args[0], args[1:]
+    else:
+        input = kwargs.pop("input")
+    kwargs.pop("inplace", None)
+    # torch.nn.functional writes `inplace` last in every signature that has it
+    if args and isinstance(args[-1], bool):
+        args = args[:-1]
+    return input, args, kwargs
+
+
+def activation_call(
+    form: Form, function: Callable[[Tensor], Tensor], input: Tensor, slope: Callable[[Tensor], Tensor] | None = None
+) -> Tensor:
+    """Call an element-wise function with the identity rule as its backward pass (AttnLRP, eq. 9).
+
+    Parameters
+    ----------
+    form : {"relevance", "gradient"}
+        In the relevance form relevance passes as it is, in the gradient form it is times the slope ``f(x) / x``.
+    function : callable
+        ``f``, of the input alone.
+    input : torch.Tensor
+        ``x``.
+    slope : callable, optional
+        The slope in closed form.
+    """
+    if not depends(input):
+        return function(input)
+    with torch.no_grad():
+        output = function(input)
+    if form == "relevance":
+        output = Route.apply(input, output)
+    else:
+        output = Slope.apply(input, output, partial(ratio, function) if slope is None else slope)
+    setattr(output, GATE, True)
+    return output
+
+
+def activation(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any], form: Form = "gradient") -> Any:
+    """Identity rule of a function of torch."""
+    input, args, kwargs = elementwise(function, args, kwargs)
+    slope = SLOPES.get(functions()[function][1])
+    if slope is not None and (args or kwargs):
+        # the slope takes the function's own arguments, by position or by name
+        slope = partial(lambda closed, x: closed(x, *args, **kwargs), slope)
+    return activation_call(form, lambda x: function(x, *args, **kwargs), input, slope)
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# Normalisation layers
+# --------------------------------------------------------------------------------------------------------------------
+
+
+def wide(input: Tensor) -> Tensor:
+    """Return the input in float32 or better, as the kernels compute statistics."""
+    return input if input.dtype == torch.float64 else input.float()
+
+
+def layer_norm(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """LN rule: mean and affine are linear, the standard deviation is a constant (AttnLRP, prop. 3.4)."""
+    bound = inspect.signature(F.layer_norm).bind(*args, **kwargs)
+    bound.apply_defaults()
+    input, shape, weight, bias, eps = bound.arguments.values()
+    if not depends(input):
+        return function(*args, **kwargs)
+    dims = tuple(range(-len(tuple(shape)), 0))
+    with torch.no_grad():
+        # the kernel that layer_norm itself calls, which also returns its statistics
+        output, _, rstd = torch.native_layer_norm(input, tuple(shape), weight, bias, eps)
+    return Normalize.apply(input, output, rstd, weight, lambda signal: signal - signal.mean(dims, keepdim=True))
+
+
+def rms_norm(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """LN rule without centering: the root mean square is a constant."""
+    bound = inspect.signature(F.rms_norm).bind(*args, **kwargs)
+    bound.apply_defaults()
+    input, shape, weight, eps = bound.arguments.values()
+    if not depends(input):
+        return function(*args, **kwargs)
+    dims = tuple(range(-len(tuple(shape)), 0))
+    with torch.no_grad():
+        output = function(*args, **kwargs)
+        eps = torch.finfo(input.dtype).eps if eps is None else eps
+        rstd = torch.rsqrt(wide(input).square().mean(dims, keepdim=True) + eps)
+    return Normalize.apply(input, output, rstd, weight, None)
+
+
+def group_norm(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """LN rule over groups of channels."""
+    bound = inspect.signature(F.group_norm).bind(*args, **kwargs)
+    bound.apply_defaults()
+    input, groups, weight, _, eps = bound.arguments.values()
+    return grouped(function, args, kwargs, input, groups, weight, eps)
+
+
+def instance_norm(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """LN rule over each channel by itself."""
+    bound = inspect.signature(F.instance_norm).bind(*args, **kwargs)
+    bound.apply_defaults()
+    call = bound.arguments
+    if not call["use_input_stats"]:
+        return function(*args, **kwargs)
+    return grouped(function, args, kwargs, call["input"], call["input"].shape[1], call["weight"], call["eps"])
+
+
+def grouped(
+    function: Any, args: tuple, kwargs: dict, input: Tensor, groups: int, weight: Tensor | None, eps: float
+) -> Any:
+    """LN rule over groups of channels, shape ``(batch, channels, ...)``."""
+    if not depends(input):
+        return function(*args, **kwargs)
+    per_channel = (1, input.shape[1], *(1,) * (input.ndim - 2))
+    with torch.no_grad():
+        output = function(*args, **kwargs)
+        parts = wide(input).reshape(input.shape[0], groups, -1)
+        rstd = torch.rsqrt(parts.var(-1, unbiased=False, keepdim=True) + eps).expand_as(parts)
+        rstd = rstd[:, :, : input.shape[1] // groups].reshape(input.shape[0], *per_channel[1:])
+
+    def center(signal: Tensor) -> Tensor:
+        parts = signal.reshape(signal.shape[0], groups, -1)
+        return (parts - parts.mean(-1, keepdim=True)).reshape(signal.shape)
+
+    weight = None if weight is None else weight.reshape(per_channel)
+    return Normalize.apply(input, output, rstd, weight, center)
+
+
+def batch_norm(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """With running statistics a linear map; with the batch's own statistics there is no rule."""
+    bound = inspect.signature(F.batch_norm).bind(*args, **kwargs)
+    if bound.arguments.get("training", False) and depends(bound.arguments["input"]):
+        raise RuntimeError(
+            "batch_norm with the statistics of the batch (training mode) mixes the samples that it explains; "
+            "expected running statistics: call model.eval() before the explanation."
+        )
+    return function(*args, **kwargs)
+
+
+def refuse(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """``torch.nn.MultiheadAttention`` is one opaque call, of which no rule can see the inside."""
+    raise RuntimeError(
+        "torch.nn.functional.multi_head_attention_forward hides its projections from every rule; expected a model "
+        "without it: pass canonizers=[zennit_attn.MultiheadAttentionCanonizer()] to the composite, as the presets do."
+    )
+
+
+def unknown(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """Call a function that is in no kind; report it where its output depends on the input."""
+    output = function(*args, **kwargs)
+    if any(map(depends, output if isinstance(output, (list, tuple)) else (output,))):
+        from .scope import report  # the report needs modules and strictness, which this table does not know
+
+        report(function)
+    return output
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# The table
+# --------------------------------------------------------------------------------------------------------------------
+
+
+def rules_by_kind(policy: Policy) -> dict[str, Rule]:
+    """Return the rule of each kind that is not plain, in the gradient form."""
+    chosen: dict[str, Rule] = {
+        "batch norm": batch_norm,
+        "fused attention module": refuse,
+        "softmax": {"uniform": plain, "value": constant, "gradient": plain}[policy.attention],
+        "attention": {"uniform": uniform_attention, "value": value_attention, "gradient": plain}[policy.attention],
+        "product": {"uniform": uniform, "gate": gate, "gradient": plain}[policy.product],
+    }
+    if policy.product != "gradient":
+        chosen |= {"matmul": uniform, "added product": added}
+    if policy.norm == "constant":
+        chosen |= {"division": division, "reversed division": reversed_division, "reciprocal": constant}
+        chosen |= {"statistic": constant, "unit": unit, "layer norm": layer_norm, "rms norm": rms_norm}
+        chosen |= {"group norm": group_norm, "instance norm": instance_norm}
+    if policy.activation == "identity":
+        chosen |= {"activation": activation, "power": power}
+    return {kind: rule for kind, rule in chosen.items() if rule is not plain}
+
+
+def in_relevance_form(rule: Rule) -> Rule:
+    """Put a rule of the gradient form between two changes of form: ``x * vjp(R / z)``."""
+    if rule in (activation, power):
+        return partial(rule, form="relevance")
+
+    def converted(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        if not operands(args, kwargs):
+            return rule(function, args, kwargs)
+
+        def enter(value: Tensor) -> Tensor:
+            entered = Enter.apply(value)
+            if hasattr(value, GATE):
+                setattr(entered, GATE, True)
+            return entered
+
+        args = tuple(swap(value, enter) for value in args)
+        kwargs = {key: swap(value, enter) for key, value in kwargs.items()}
+        return swap(rule(function, args, kwargs), Leave.apply)
+
+    return converted
+
+
+def in_place(rule: Rule, function: Callable[..., Any]) -> Rule:
+    """Run the rule of the out-of-place function on a copy, then write the result to where it belongs."""
+
+    def written(original: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        if rule in (uniform, gate) and len(operands(args, kwargs)) < 2:
+            return original(*args, **kwargs)
+        output = rule(function, (args[0].clone(), *args[1:]), kwargs)
+        Snapshot.protect(args[0])
+        return args[0].copy_(output)
+
+    return written
+
+
+def overwriting(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """Write in place, after the values that the backward pass needs are safe."""
+    Snapshot.protect(args[0])
+    return function(*args, **kwargs)
+
+
+def writes(rule: Rule) -> Rule:
+    """Run an element-wise rule that may be told to write in place (``torch.nn.functional.relu(x, inplace=True)``)."""
+
+    def run(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        if kwargs.get("inplace") or (len(args) > 1 and args[-1] is True):
+            return in_place(rule, function)(function, args, kwargs)
+        return rule(function, args, kwargs)
+
+    return run
+
+
+@lru_cache(maxsize=64)
+def table(policy: Policy, form: Form) -> dict[Callable[..., Any], Rule | None]:
+    """Return the rule of every known function in a form; None stands for plain autograd.
+
+    Parameters
+    ----------
+    policy : Policy
+        How the kinds that need a rule are explained.
+    form : {"relevance", "gradient"}
+        Form of the backward signal.
+
+    Returns
+    -------
+    dict
+        Function to rule. :func:`unknown` is the rule of what is not in it.
+    """
+    chosen = rules_by_kind(policy)
+    entries: dict[Callable[..., Any], Rule | None] = {}
+    for function, (kind, name, writing) in functions().items():
+        entries[function] = _entry(chosen.get(kind), kind, name, writing, form)
+    for attribute in vars(torch._C.TensorBase).values():
+        if inspect.isdatadescriptor(attribute):
+            entries.setdefault(attribute.__get__, None)
+    return entries
+
+
+def _entry(rule: Rule | None, kind: str, name: str, writing: bool, form: Form) -> Rule | None:
+    """Return the rule of one function, given the rule of its kind in the gradient form."""
+    if form == "relevance":
+        if kind == "routing":
+            return overwriting if writing else None
+        rule = in_relevance_form(plain if rule is None else rule)
+    if rule is None:
+        return None
+    if kind in ("activation", "power"):
+        rule = writes(rule)
+    if form == "gradient" and kind in ("division", "added product"):
+        return rule  # these change operands only, and what is written is right under plain autograd
+    if writing:
+        return in_place(rule, getattr(torch.Tensor, name, None) or getattr(torch, name, None) or getattr(F, name))
+    return rule

@@ -1,0 +1,572 @@
+"""Rules as hooks: operator rules for what a forward does with functions, and layer rules in closed form.
+
+Every rule is a :class:`zennit.core.Hook` and goes wherever zennit's own rules go. A rule holds for a module: operator
+rules for every function that the module's own forward calls, down to an inner module with rules of its own; layer
+rules for the module as a whole, inside of which nothing else is looked at.
+
+The closed forms take four products where :mod:`zennit.rules` takes about twelve. With ``A = |W| |x|`` all sign-split
+sums are known: ``P = (z - b + A) / 2 + b⁺`` holds the positive contributions to ``z = W x + b``, and
+``N = (z - b - A) / 2 + b⁻`` the negative ones.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from typing import Any, ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.autograd import Function
+from zennit.core import Hook, RemovableHandleList, Stabilizer
+
+from .functions import Enter, Leave, Scale
+from .operators import Form, Policy, activation_call, depends
+from .scope import ForwardHandle, FrozenHandle, enclosing_policy, is_shielded, run_inside, shield
+
+Stabilize = Callable[[Tensor], Tensor]
+
+
+class Rule(Hook):
+    """Base of the rules of this package.
+
+    Parameters
+    ----------
+    form : {"relevance", "gradient"}
+        Form of the backward signal, set by :func:`zennit_attn.input_x_gradient`. Relevance form by default.
+    """
+
+    form: Form = "relevance"
+    #: Names of the constructor's arguments, each also an attribute.
+    parameter_names: ClassVar[tuple[str, ...]] = ()
+
+    def copy(self) -> Rule:
+        """Return a copy for another module."""
+        twin = copy.copy(self)
+        twin.stored_tensors, twin.tensor_handles = {}, RemovableHandleList()
+        return twin
+
+    def parameters(self) -> dict[str, Any]:
+        """Return the arguments that make an equal rule."""
+        return {name: getattr(self, name) for name in self.parameter_names}
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({', '.join(f'{key}={value!r}' for key, value in self.parameters().items())})"
+
+
+class Operators(Rule):
+    """Operator rules for the functions that a module's own forward calls.
+
+    Parameters
+    ----------
+    attention : {"uniform", "value", "gradient"}, optional
+        Rule of softmax attention, see :class:`~zennit_attn.operators.Policy`. None (default) takes over what holds
+        around the module.
+    product : {"uniform", "gate", "gradient"}, optional
+        Rule of products of tensors that depend on the input.
+    norm : {"constant", "gradient"}, optional
+        Rule of normalisation statistics and denominators.
+    activation : {"identity", "gradient"}, optional
+        Rule of element-wise functions.
+    strict : bool, optional
+        Raise at an operation without a rule (default False: warn once for each place).
+
+    Raises
+    ------
+    ValueError
+        If a choice is not known.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from zennit_attn.rules import Operators
+    >>> Operators(attention="value").parameters()["attention"]
+    'value'
+    """
+
+    parameter_names = ("attention", "product", "norm", "activation", "strict")
+
+    def __init__(
+        self,
+        attention: str | None = None,
+        product: str | None = None,
+        norm: str | None = None,
+        activation: str | None = None,
+        strict: bool = False,
+    ) -> None:
+        super().__init__()
+        given = {"attention": attention, "product": product, "norm": norm, "activation": activation}
+        for name, choice in given.items():
+            valid = Policy.choices()[name]
+            if choice is not None and choice not in valid:
+                raise ValueError(f"got {name}={choice!r}, expected one of {', '.join(map(repr, valid))} or None")
+        self.attention, self.product, self.norm, self.activation = attention, product, norm, activation
+        self.strict = strict
+        self._given = {name: choice for name, choice in given.items() if choice is not None}
+        self._policies: dict[Policy | None, Policy] = {}
+
+    def policy(self, around: Policy | None) -> Policy:
+        """Return the policy inside the module, given the one around it."""
+        if around not in self._policies:
+            inherited = {} if around is None else vars(around)
+            self._policies[around] = Policy(**{**inherited, **self._given})
+        return self._policies[around]
+
+    def register(self, module: torch.nn.Module) -> RemovableHandleList:
+        """Put the rules around one module's forward, and freeze its parameters until they are removed."""
+
+        def around(forward: Any, args: Any, kwargs: Any) -> Any:
+            if is_shielded():
+                return forward(*args, **kwargs)
+            policy = self.policy(enclosing_policy())
+            return run_inside(policy, self.form, self.strict, module, forward, args, kwargs)
+
+        return RemovableHandleList([ForwardHandle(module, around), FrozenHandle(module)])
+
+
+class AttnLRP(Operators):
+    """AttnLRP (Achtibat et al., ICML 2024): uniform products, softmax by its Taylor expansion, LN and identity rule.
+
+    Parameters
+    ----------
+    strict : bool, optional
+        Raise at an operation without a rule.
+    """
+
+    parameter_names = ("strict",)
+
+    def __init__(self, strict: bool = False) -> None:
+        super().__init__("uniform", "uniform", "constant", "identity", strict)
+
+
+class CPLRP(Operators):
+    """CP-LRP (Ali et al., ICML 2022): attention weights and gates are constants, LN and identity rule.
+
+    Parameters
+    ----------
+    strict : bool, optional
+        Raise at an operation without a rule.
+    """
+
+    parameter_names = ("strict",)
+
+    def __init__(self, strict: bool = False) -> None:
+        super().__init__("value", "gate", "constant", "identity", strict)
+
+
+class LayerRule(Rule):
+    """Base of rules for a module as a whole."""
+
+    def register(self, module: torch.nn.Module) -> RemovableHandleList:
+        """Put the rule around one module's forward.
+
+        Raises
+        ------
+        TypeError
+            If the rule is not known for this type of module.
+        """
+        self.check(module)
+
+        def around(forward: Any, args: Any, kwargs: Any) -> Any:
+            if is_shielded():
+                return forward(*args, **kwargs)
+            with shield():
+                return self.call(module, forward, args, kwargs)
+
+        return RemovableHandleList([ForwardHandle(module, around)])
+
+    def check(self, module: torch.nn.Module) -> None:
+        """Raise if the rule cannot explain ``module``."""
+
+    def call(self, module: torch.nn.Module, forward: Any, args: Any, kwargs: Any) -> Any:
+        """Call ``forward``, with a backward pass by the rule."""
+        raise NotImplementedError
+
+
+class Identity(LayerRule):
+    """Identity rule for a module that is one element-wise function, however its forward is written (AttnLRP, eq. 9).
+
+    ``R_x = R_y``, in the gradient form the slope ``f(x) / x``. Operator rules do this by themselves where the forward
+    calls one activation function; a forward written in elementary operations would look like several operators.
+    """
+
+    def call(self, module: torch.nn.Module, forward: Any, args: Any, kwargs: Any) -> Any:
+        """Call ``forward``, with the identity rule as its backward pass."""
+        return activation_call(self.form, lambda x: forward(x), *args, **kwargs)
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# Linear maps
+# --------------------------------------------------------------------------------------------------------------------
+
+_CONVOLUTIONS = (torch.nn.Conv1d, torch.nn.Conv2d, torch.nn.Conv3d)
+_TRANSPOSED = (torch.nn.ConvTranspose1d, torch.nn.ConvTranspose2d, torch.nn.ConvTranspose3d)
+
+
+def linear_kind(module: torch.nn.Module) -> str | None:
+    """Return which linear map a module is by its forward, None for others (quantised, adapted, subclassed forwards)."""
+    forward = type(module).forward
+    if forward is torch.nn.Linear.forward:
+        return "linear"
+    if any(forward is base.forward for base in _CONVOLUTIONS):
+        return "convolution"
+    if any(forward is base.forward for base in _TRANSPOSED):
+        return "transposed convolution"
+    # transformers need not be installed for this: its Conv1D is a Linear with a transposed weight
+    if type(module).__name__ == "Conv1D" and type(module).__module__ == "transformers.pytorch_utils":
+        return "transposed linear"
+    return None
+
+
+def linear_map(module: Any, input: Tensor, weight: Tensor, output: Tensor | None = None) -> Tensor:
+    """Apply a module's linear map, without its bias, with another weight.
+
+    Parameters
+    ----------
+    module : torch.nn.Module
+        Module of a kind that :func:`linear_kind` knows.
+    input : torch.Tensor
+        Its input.
+    weight : torch.Tensor
+        The weight to use, of the shape of the module's.
+    output : torch.Tensor, optional
+        An output of the module: its spatial size decides that of a transposed convolution's.
+    """
+    kind = linear_kind(module)
+    if kind == "linear":
+        return F.linear(input, weight)
+    if kind == "transposed linear":
+        return input @ weight
+    if kind == "convolution":
+        return module._conv_forward(input, weight, None)
+    spatial = len(module.kernel_size)
+    function = (F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d)[spatial - 1]
+    size = None if output is None else list(output.shape[-spatial:])
+    padding = module._output_padding(
+        input, size, module.stride, module.padding, module.kernel_size, spatial, module.dilation
+    )
+    return function(input, weight, None, module.stride, module.padding, padding, module.groups, module.dilation)
+
+
+def linear_vjp(module: Any, input: Tensor, weight: Tensor, signal: Tensor) -> Tensor:
+    """Return the vector-Jacobian product of :func:`linear_map` at ``input``, without its forward where there is a way.
+
+    Parameters
+    ----------
+    module : torch.nn.Module
+        Module of a kind that :func:`linear_kind` knows.
+    input : torch.Tensor
+        Its input; for most kinds only the shape is used.
+    weight : torch.Tensor
+        The weight to use.
+    signal : torch.Tensor
+        Signal at the output.
+    """
+    kind = linear_kind(module)
+    if kind == "linear":
+        return signal @ weight
+    if kind == "transposed linear":
+        return signal @ weight.T
+    spatial = len(module.kernel_size)
+    settings = (module.stride, module.padding, module.dilation, module.groups)
+    if kind == "transposed convolution":
+        # the transpose of a transposed convolution is the convolution with the same weight
+        return (F.conv1d, F.conv2d, F.conv3d)[spatial - 1](signal, weight, None, *settings)
+    if module.padding_mode == "zeros" and not isinstance(module.padding, str) and input.ndim == spatial + 2:
+        function = (torch.nn.grad.conv1d_input, torch.nn.grad.conv2d_input, torch.nn.grad.conv3d_input)[spatial - 1]
+        return function(input.shape, weight, signal, *settings)
+    with torch.enable_grad():
+        point = torch.zeros_like(input, requires_grad=True)
+        return torch.autograd.grad(
+            linear_map(module, point, weight), point, signal, create_graph=torch.is_grad_enabled()
+        )[0]
+
+
+class AbsoluteProduct(Function):
+    """``A = |W| |x|``; backward: ``sign(x) * |W|ᵀ t``, with ``|W|`` made anew, so that no copy of it is kept."""
+
+    @staticmethod
+    def forward(ctx: Any, input: Tensor, module: Any, output: Tensor) -> Tensor:
+        ctx.save_for_backward(input)
+        ctx.module = module
+        return linear_map(module, input.abs(), module.weight.abs(), output)
+
+    @staticmethod
+    def backward(ctx: Any, signal: Tensor) -> tuple[Tensor, None, None]:
+        (input,) = ctx.saved_tensors
+        return input.sign() * linear_vjp(ctx.module, input, ctx.module.weight.abs(), signal), None, None
+
+
+class Share(Function):
+    """A linear layer's output ``z``; backward: ``g`` becomes the signals at ``z`` and at ``A`` that the rule says.
+
+    What the backward pass needs is computed here, once, and kept in tensors that nobody else sees, so that writing
+    to ``z`` in place later is safe. For second-order gradients it is computed again, with a graph.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, output: Tensor, absolute: Tensor | None, input: Tensor, module: Any, rule: LinearRule
+    ) -> Tensor:
+        ctx.module, ctx.rule, ctx.ratios = module, rule, rule.ratios(module, output, absolute)
+        ctx.split = absolute is not None
+        ctx.save_for_backward(input)
+        return output.detach()
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        ratios = ctx.ratios
+        if torch.is_grad_enabled():
+            (input,) = ctx.saved_tensors
+            output = linear_map(ctx.module, input, ctx.module.weight, gradient) + ctx.rule.bias(ctx.module, gradient)
+            absolute = AbsoluteProduct.apply(input, ctx.module, output) if ctx.split else None
+            ratios = ctx.rule.ratios(ctx.module, output, absolute)
+        signals = ctx.rule.shares(gradient, *ratios)
+        # ratios are in float32 or better
+        return *(None if signal is None else signal.to(gradient.dtype) for signal in signals), None, None, None
+
+
+class LinearRule(LayerRule):
+    """Base of rules for layers that are a linear map ``z = W x + b``.
+
+    Subclasses say with :meth:`ratios` and :meth:`shares` what becomes of the gradient ``g`` at the output: a signal
+    ``s`` at ``z``, which autograd takes on to ``Wᵀ s``, and a signal ``t`` at ``A = |W| |x|``, which comes out as
+    ``sign(x) * |W|ᵀ t``. Both forms follow.
+
+    Parameters
+    ----------
+    stabilizer : callable or float, optional
+        Stabilizer of denominators, see :class:`zennit.core.Stabilizer`.
+    zero_params : list of str, optional
+        Names of parameters that are taken as zero, ``"bias"`` or ``"weight"``, as in :mod:`zennit.rules`.
+    """
+
+    #: Whether the rule looks at the signs of contributions.
+    split: bool = True
+    #: Whether the rule is plain autograd in the gradient form.
+    trivial: bool = False
+    parameter_names = ("stabilizer", "zero_params")
+
+    def __init__(self, stabilizer: float | Stabilize = 1e-6, zero_params: str | list[str] | None = None) -> None:
+        super().__init__()
+        self.stabilizer, self.zero_params = stabilizer, zero_params
+        self._zero = [zero_params] if isinstance(zero_params, str) else list(zero_params or ())
+        self._stabilize = Stabilizer.ensure(stabilizer)
+
+    def register(self, module: torch.nn.Module) -> RemovableHandleList:
+        """Put the rule around one module's forward: around none where it is plain autograd."""
+        if self.form == "gradient" and self.trivial:
+            return RemovableHandleList()
+        return super().register(module)
+
+    def check(self, module: torch.nn.Module) -> None:
+        """Raise TypeError if the weight of ``module`` is not one that can be split by its signs."""
+        if self.split and linear_kind(module) is None:
+            raise TypeError(
+                f"{type(self).__name__} got {type(module).__name__}, expected torch.nn.Linear, Conv*d, "
+                "ConvTranspose*d or transformers' Conv1D with their own forward; for other linear modules use the rule "
+                "of the same name of zennit.rules."
+            )
+
+    def call(self, module: torch.nn.Module, forward: Any, args: Any, kwargs: Any) -> Any:
+        """Call ``forward``, with a backward pass by the rule."""
+        name = "x" if "x" in kwargs else "input"
+        input = args[0] if args else kwargs[name]
+        if not depends(input):
+            return forward(*args, **kwargs)
+        if self.form == "relevance":
+            input = Enter.apply(input)
+        output = forward(input, *args[1:], **kwargs) if args else forward(**{**kwargs, name: input})
+        if "weight" in self._zero:
+            output = Scale.apply(output, 0.0)
+        elif not self.trivial:
+            absolute = AbsoluteProduct.apply(input, module, output) if self.split else None
+            output = Share.apply(output, absolute, input, module, self)
+        return Leave.apply(output) if self.form == "relevance" else output
+
+    def bias(self, module: Any, output: Tensor) -> Tensor:
+        """Return the bias, broadcastable to the output; zero if there is none."""
+        bias = getattr(module, "bias", None)
+        if bias is None:
+            return output.new_zeros(())
+        channels_last = linear_kind(module) in (None, "linear", "transposed linear")
+        return bias if channels_last else bias.reshape(-1, *(1,) * len(module.kernel_size))
+
+    def parts(self, module: Any, output: Tensor, absolute: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Return ``z``, ``z`` with the zeroed parameters, and its positive and negative contributions P and N."""
+        output, absolute, bias = wide(output), wide(absolute), wide(self.bias(module, output))
+        product = output - bias
+        if "bias" in self._zero:
+            bias = torch.zeros_like(bias)
+        # rounding must not turn a sum of positive terms negative
+        positive = ((product + absolute) / 2).clamp(min=0) + bias.clamp(min=0)
+        negative = ((product - absolute) / 2).clamp(max=0) + bias.clamp(max=0)
+        return output, product + bias, positive, negative
+
+    def ratios(self, module: Any, output: Tensor, absolute: Tensor | None) -> tuple[Tensor, ...]:
+        """Return what :meth:`shares` needs of a forward pass."""
+        raise NotImplementedError
+
+    def shares(self, gradient: Tensor, *ratios: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Return the signals at ``z`` and at ``A``."""
+        raise NotImplementedError
+
+
+def wide(value: Tensor) -> Tensor:
+    """Return half precision in float32, for element-wise arithmetic."""
+    return value if value.dtype in (torch.float32, torch.float64) else value.float()
+
+
+class Epsilon(LinearRule):
+    """ε rule: ``R_x = x * Wᵀ(R / (z + ε sign z))``; ``epsilon=0`` is LRP-0 (Bach et al. 2015; AttnLRP, eq. 8).
+
+    Unlike the other rules here, it needs nothing of the module but its output: it explains every linear module,
+    quantised ones too.
+
+    Parameters
+    ----------
+    epsilon : callable or float, optional
+        Stabilizer of the denominator.
+    zero_params : list of str, optional
+        Names of parameters that are taken as zero.
+    """
+
+    split = False
+    parameter_names = ("epsilon", "zero_params")
+
+    def __init__(self, epsilon: float | Stabilize = 1e-6, zero_params: str | list[str] | None = None) -> None:
+        super().__init__(epsilon, zero_params)
+        self.epsilon = epsilon
+        self.trivial = isinstance(epsilon, (int, float)) and epsilon == 0 and not self._zero
+
+    def check(self, module: torch.nn.Module) -> None:
+        """Raise TypeError if a parameter is to be zero that the module hides."""
+        if self._zero and linear_kind(module) is None:
+            raise TypeError(
+                f"Epsilon with zero_params={self._zero} got {type(module).__name__}, expected torch.nn.Linear, Conv*d, "
+                "ConvTranspose*d or transformers' Conv1D with their own forward."
+            )
+
+    def ratios(self, module: Any, output: Tensor, absolute: Tensor | None) -> tuple[Tensor, ...]:
+        """Return ``z / (z + ε sign z)``."""
+        output = wide(output)
+        total = output - wide(self.bias(module, output)) if "bias" in self._zero else output
+        return (output / self._stabilize(total),)
+
+    def shares(self, gradient: Tensor, *ratios: Tensor) -> tuple[Tensor, None]:
+        """Return ``s = g z / (z + ε sign z)`` at z."""
+        return gradient * ratios[0], None
+
+
+class Gamma(LinearRule):
+    """Generalised γ rule (Montavon et al. 2019; Andéol et al. 2021), equal to :class:`zennit.rules.Gamma`.
+
+    In the gradient form, with ``d = z + γP`` where z > 0, ``d = z + γN`` where z < 0, and ``s = g z / d``:
+    ``g_x = (1 + γ/2) Wᵀ s + γ/2 sign(x) * |W|ᵀ(s sign z)``.
+
+    Parameters
+    ----------
+    gamma : float, optional
+        Weight of the contributions that have the sign of the output.
+    stabilizer : callable or float, optional
+        Stabilizer of the denominator.
+    zero_params : list of str, optional
+        Names of parameters that are taken as zero.
+    """
+
+    parameter_names = ("gamma", "stabilizer", "zero_params")
+
+    def __init__(
+        self,
+        gamma: float = 0.25,
+        stabilizer: float | Stabilize = 1e-6,
+        zero_params: str | list[str] | None = None,
+    ) -> None:
+        super().__init__(stabilizer, zero_params)
+        self.gamma = gamma
+
+    def ratios(self, module: Any, output: Tensor, absolute: Tensor | None) -> tuple[Tensor, ...]:
+        """Return ``(1 + γ/2) z / d`` and where z is negative."""
+        output, total, positive, negative = self.parts(module, output, absolute)
+        below = output < 0
+        denominator = total + self.gamma * torch.where(below, negative, positive)
+        return output * (1 + self.gamma / 2) / self._stabilize(denominator), below
+
+    def shares(self, gradient: Tensor, *ratios: Tensor) -> tuple[Tensor, Tensor]:
+        """Return ``(1 + γ/2) s`` at z and ``γ/2 s sign z`` at A."""
+        ratio, below = ratios
+        signal = gradient * ratio
+        part = self.gamma / (2 + self.gamma)
+        return signal, signal * torch.where(below, -part, part)
+
+
+class ZPlus(LinearRule):
+    """z⁺ rule (Bach et al. 2015; Montavon et al. 2017), equal to :class:`zennit.rules.ZPlus`.
+
+    In the gradient form, with ``s = g z / P``: ``g_x = ½ (Wᵀ s + sign(x) * |W|ᵀ s)``.
+
+    Parameters
+    ----------
+    stabilizer : callable or float, optional
+        Stabilizer of the denominator.
+    zero_params : list of str, optional
+        Names of parameters that are taken as zero.
+    """
+
+    def ratios(self, module: Any, output: Tensor, absolute: Tensor | None) -> tuple[Tensor, ...]:
+        """Return ``z / 2P``."""
+        output, _, positive, _ = self.parts(module, output, absolute)
+        return (output / (2 * self._stabilize(positive)),)
+
+    def shares(self, gradient: Tensor, *ratios: Tensor) -> tuple[Tensor, Tensor]:
+        """Return ``s / 2`` at both."""
+        signal = gradient * ratios[0]
+        return signal, signal
+
+
+class AlphaBeta(LinearRule):
+    """α-β rule (Bach et al. 2015), equal to :class:`zennit.rules.AlphaBeta`.
+
+    In the gradient form, with ``s_P = g z / P`` and ``s_N = g z / N``:
+    ``g_x = ½ Wᵀ(α s_P - β s_N) + ½ sign(x) * |W|ᵀ(α s_P + β s_N)``.
+
+    Parameters
+    ----------
+    alpha, beta : float, optional
+        Weights of positive and negative contributions, neither negative, ``alpha - beta = 1``.
+    stabilizer : callable or float, optional
+        Stabilizer of the denominators.
+    zero_params : list of str, optional
+        Names of parameters that are taken as zero.
+
+    Raises
+    ------
+    ValueError
+        If the weights are negative or do not differ by one.
+    """
+
+    parameter_names = ("alpha", "beta", "stabilizer", "zero_params")
+
+    def __init__(
+        self,
+        alpha: float = 2.0,
+        beta: float = 1.0,
+        stabilizer: float | Stabilize = 1e-6,
+        zero_params: str | list[str] | None = None,
+    ) -> None:
+        super().__init__(stabilizer, zero_params)
+        if alpha < 0 or beta < 0 or alpha - beta != 1:
+            raise ValueError(f"got alpha={alpha}, beta={beta}, expected alpha, beta >= 0 and alpha - beta = 1")
+        self.alpha, self.beta = alpha, beta
+
+    def ratios(self, module: Any, output: Tensor, absolute: Tensor | None) -> tuple[Tensor, ...]:
+        """Return ``α z / 2P`` and ``β z / 2N``."""
+        output, _, positive, negative = self.parts(module, output, absolute)
+        halves = self.alpha * output / 2, self.beta * output / 2
+        return halves[0] / self._stabilize(positive), halves[1] / self._stabilize(negative)
+
+    def shares(self, gradient: Tensor, *ratios: Tensor) -> tuple[Tensor, Tensor]:
+        """Return ``½ (α s_P - β s_N)`` at z and ``½ (α s_P + β s_N)`` at A."""
+        positive, negative = ratios
+        return gradient * (positive - negative), gradient * (positive + negative)

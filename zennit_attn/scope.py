@@ -1,0 +1,214 @@
+"""Where rules hold: around the forward of a module, and nowhere else.
+
+:func:`wrap_forward` puts something around one instance's forward, and takes it off again. :class:`OperatorMode` looks
+up every function that is called while it is on; :func:`inside` turns it on for the extent of one forward, and
+:func:`shielded` off, inside of a module that has a layer rule.
+
+This module does not know any rule: see :mod:`zennit_attn.operators` for the table.
+"""
+
+from __future__ import annotations
+
+import functools
+import sys
+import threading
+import warnings
+import weakref
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch.overrides import TorchFunctionMode
+
+from .operators import Form, Policy, table, unknown
+
+
+class UnknownOperationWarning(UserWarning):
+    """A function on the relevance path has no rule: what it passes back is the plain gradient."""
+
+
+class UnknownOperationError(RuntimeError):
+    """A function on the relevance path has no rule, under ``strict=True``."""
+
+
+class OperatorMode(TorchFunctionMode):
+    """Look up each function in a table, while a module's forward runs.
+
+    Parameters
+    ----------
+    policy : Policy
+        How operators are explained.
+    form : {"relevance", "gradient"}
+        Form of the backward signal.
+    strict : bool
+        Raise at an unknown operation, instead of warning.
+    root : torch.nn.Module
+        Module of which the forward turned this mode on, for reports.
+    """
+
+    def __init__(self, policy: Policy, form: Form, strict: bool, root: torch.nn.Module) -> None:
+        super().__init__()
+        self.policy, self.form, self.strict, self.root = policy, form, strict, root
+        #: None inside of a module that has a layer rule: nothing is intercepted there
+        self.table: dict[Callable[..., Any], Any] | None = table(policy, form)
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Call ``func`` by its rule."""
+        rule = None if self.table is None else self.table.get(func, unknown)
+        if rule is None:
+            return func(*args, **kwargs) if kwargs else func(*args)
+        return rule(func, args, kwargs or {})
+
+
+class _State(threading.local):
+    """What is on in this thread."""
+
+    mode: OperatorMode | None = None
+    shielded: bool = False
+
+
+_state = _State()
+_reported: weakref.WeakKeyDictionary[torch.nn.Module, set[tuple[str, str]]] = weakref.WeakKeyDictionary()
+
+
+def enclosing_policy() -> Policy | None:
+    """Return the policy that holds around the call, None outside of every forward with operator rules."""
+    return None if _state.mode is None else _state.mode.policy
+
+
+def run_inside(
+    policy: Policy, form: Form, strict: bool, module: torch.nn.Module, forward: Any, args: Any, kwargs: Any
+) -> Any:
+    """Run a forward with operator rules on; those of the innermost module that has some decide.
+
+    Raises
+    ------
+    RuntimeError
+        If the forward around it runs in the other form: one graph has one form.
+    """
+    mode = _state.mode
+    if mode is None:
+        with OperatorMode(policy, form, strict, module) as _state.mode:
+            try:
+                return forward(*args, **kwargs)
+            finally:
+                _state.mode = None
+    if mode.form != form:
+        raise RuntimeError(
+            f"{type(module).__name__} has operator rules in the {form} form, inside of a forward in the {mode.form} "
+            "form; one graph has one form: convert the whole composite with input_x_gradient, not single hooks of it."
+        )
+    before = mode.policy, mode.table
+    mode.policy, mode.table = policy, table(policy, form)
+    try:
+        return forward(*args, **kwargs)
+    finally:
+        mode.policy, mode.table = before
+
+
+@contextmanager
+def shield() -> Iterator[None]:
+    """Intercept nothing: the module inside has a rule of its own."""
+    mode, before = _state.mode, _state.shielded
+    looked_up = None if mode is None else mode.table
+    _state.shielded = True
+    if mode is not None:
+        mode.table = None
+    try:
+        yield
+    finally:
+        _state.shielded = before
+        if mode is not None:
+            mode.table = looked_up
+
+
+def is_shielded() -> bool:
+    """Tell whether the call is inside of a module that has a layer rule."""
+    return _state.shielded
+
+
+class ForwardHandle:
+    """Something around one module instance's forward, until it is removed.
+
+    Parameters
+    ----------
+    module : torch.nn.Module
+        Module of which the forward is wrapped; its class stays as it is.
+    around : callable
+        ``(forward, args: tuple, kwargs: dict) -> output``.
+    """
+
+    def __init__(self, module: torch.nn.Module, around: Callable[[Any, Any, Any], Any]) -> None:
+        self.module, self.active = module, True
+        self.before = vars(module).get("forward")
+        forward = module.forward
+
+        @functools.wraps(forward)
+        def wrapped(*args: Any, **kwargs: Any) -> Any:
+            return around(forward, args, kwargs) if self.active else forward(*args, **kwargs)
+
+        self.wrapped = wrapped
+        module.forward = wrapped
+
+    def remove(self) -> None:
+        """Take it off; whatever was wrapped around it in between stays, and calls the original forward."""
+        self.active = False
+        if vars(self.module).get("forward") is not self.wrapped:
+            return
+        del self.module.forward
+        if self.before is not None:
+            self.module.forward = self.before
+
+
+class FrozenHandle:
+    """Parameters that do not require grad, until it is removed: then ``requires_grad`` means *depends on the input*."""
+
+    def __init__(self, module: torch.nn.Module) -> None:
+        self.parameters = [parameter for parameter in module.parameters() if parameter.requires_grad]
+        for parameter in self.parameters:
+            parameter.requires_grad_(False)
+
+    def remove(self) -> None:
+        """Restore ``requires_grad``."""
+        for parameter in self.parameters:
+            parameter.requires_grad_(True)
+        self.parameters = []
+
+
+def place() -> tuple[str, str]:
+    """Return the dotted name and the type of the innermost module in which the code is running."""
+    root = None if _state.mode is None else _state.mode.root
+    names = {} if root is None else {module: name or "the model itself" for name, module in root.named_modules()}
+    frame = sys._getframe(1)
+    while frame is not None:
+        module = frame.f_locals.get("self")
+        if isinstance(module, torch.nn.Module):
+            return names.get(module, "a module outside of the model"), type(module).__name__
+        frame = frame.f_back  # type: ignore[assignment]
+    return "", "no module"
+
+
+def report(function: Any) -> None:
+    """Report an operation that has no rule, once for each place.
+
+    Raises
+    ------
+    UnknownOperationError
+        If the composite is strict.
+    """
+    name, kind = place()
+    function_name = getattr(function, "__qualname__", None) or getattr(function, "__name__", repr(function))
+    message = (
+        f"no rule is known for {function_name}, called in {name!r} ({kind}): got an operation on the relevance path "
+        "that is neither ruled, linear nor routing, and what it passes back is the plain gradient. "
+        "Give the module a layer rule (for example zennit.rules.Pass for an element-wise function), or register a "
+        "rule with zennit_attn.register_operator."
+    )
+    mode = _state.mode
+    if mode is None or mode.strict:
+        raise UnknownOperationError(message)
+    places = _reported.setdefault(mode.root, set())
+    if (function_name, name) not in places:
+        places.add((function_name, name))
+        warnings.warn(message, UnknownOperationWarning, stacklevel=2)
