@@ -1,13 +1,30 @@
-"""Attention, norm and bilinear-product rules for zennit: faithful explanations of transformers."""
+"""Attention, norm and bilinear-product rules for zennit: faithful explanations of transformers.
 
+``with AttnLRPComposite().context(model)`` makes the backward pass of one model instance propagate relevance;
+``input_x_gradient`` converts any composite of zennit to the fast Input x Gradient form. Start with the README.
+"""
+
+from . import targets
+from .adapters import EmbeddingAdapter
+from .attribution import InputXGradient
 from .canonizers import MultiheadAttentionCanonizer
 from .composites import AttnLRPComposite, CPLRPComposite, GammaViTComposite
+from .configuration import load_composite, save_composite
 from .conversion import input_x_gradient
+from .operators import register_operator
+from .version import __version__
 
 __all__ = [
     "AttnLRPComposite",
     "CPLRPComposite",
+    "EmbeddingAdapter",
     "GammaViTComposite",
+    "InputXGradient",
     "MultiheadAttentionCanonizer",
+    "__version__",
     "input_x_gradient",
+    "load_composite",
+    "register_operator",
+    "save_composite",
+    "targets",
 ]

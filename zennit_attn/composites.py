@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any, ClassVar
 
 import torch
+import zennit.types
 from zennit.canonizers import Canonizer
 from zennit.composites import register_composite
 from zennit.core import Composite, Hook, RemovableHandleList
@@ -361,7 +362,7 @@ class TransformerComposite(ScopedComposite):
 
 def title_of(kind: Any) -> str:
     """Return the name of a module type, or the text itself."""
-    return kind if isinstance(kind, str) else kind.__name__
+    return kind.removeprefix("zennit.types.") if isinstance(kind, str) else kind.__name__
 
 
 def check_map(name: str, entries: Map | None, kinds: tuple[type, ...]) -> list[tuple[tuple[Any, ...], Hook]]:
@@ -391,6 +392,8 @@ def check_map(name: str, entries: Map | None, kinds: tuple[type, ...]) -> list[t
 
 def is_type(module: torch.nn.Module, kind: Any) -> bool:
     """Tell whether a module is of a type, given itself or by its name or that of a base class."""
+    if isinstance(kind, str) and kind.startswith("zennit.types."):
+        kind = getattr(zennit.types, kind.removeprefix("zennit.types."))
     if isinstance(kind, str):
         return any(base.__name__ == kind for base in type(module).__mro__)
     return isinstance(module, kind)

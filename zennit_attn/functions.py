@@ -43,7 +43,7 @@ class Snapshot:
         Tensor of which the values are needed in the backward pass.
     """
 
-    __slots__ = ("tensor", "__weakref__")
+    __slots__ = ("__weakref__", "tensor")
     live: weakref.WeakSet[Snapshot] = weakref.WeakSet()
 
     def __init__(self, tensor: Tensor) -> None:

@@ -146,6 +146,33 @@ def functions() -> dict[Callable[..., Any], tuple[str, str, bool]]:
     return found
 
 
+def register_operator(function: Callable[..., Any], kind: str) -> None:
+    """Make a function known to the operator rules.
+
+    Parameters
+    ----------
+    function : callable
+        A function that reaches ``__torch_function__``, as the report of an unknown operation names it.
+    kind : str
+        One of :data:`KINDS`: ``"linear"``, ``"routing"``, ``"activation"`` (element-wise), ``"product"``, ...
+
+    Raises
+    ------
+    ValueError
+        If there is no such kind.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from zennit_attn import register_operator
+    >>> register_operator(torch.sinh, "activation")
+    """
+    if kind not in KINDS:
+        raise ValueError(f"got the kind {kind!r}, expected one of {sorted(KINDS)}")
+    functions()[function] = (kind, getattr(function, "__name__", repr(function)), False)
+    table.cache_clear()
+
+
 # --------------------------------------------------------------------------------------------------------------------
 # Rules in the gradient form. Each takes the function and its arguments, and calls it.
 # --------------------------------------------------------------------------------------------------------------------

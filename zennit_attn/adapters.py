@@ -1,0 +1,87 @@
+"""Adapters: transformers models as modules of one tensor, as zennit's attributors and PyTorch expect them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+#: Keys under which a model's output may hold what is explained, in the order in which they are tried.
+EXPLAINED = ("logits", "logits_per_image", "last_hidden_state", "image_embeds", "prediction_logits")
+
+
+def explained(output: Any, key: str | None = None) -> Tensor:
+    """Return the tensor of a model's output that is explained.
+
+    Parameters
+    ----------
+    output : torch.Tensor, mapping or tuple
+        A tensor, a transformers ModelOutput, or a mapping.
+    key : str, optional
+        Which of the output's entries to explain; by default the first there is of :data:`EXPLAINED`.
+
+    Raises
+    ------
+    TypeError, KeyError
+        If there is no such tensor.
+    """
+    if isinstance(output, Tensor):
+        return output
+    if not isinstance(output, Mapping):
+        raise TypeError(
+            f"the model returned {type(output).__name__}, expected a tensor or a ModelOutput; "
+            "wrap the model in a module that returns the tensor to explain."
+        )
+    found = next((name for name in ((key,) if key else EXPLAINED) if isinstance(output.get(name), Tensor)), None)
+    if found is None:
+        wanted = repr(key) if key else f"one of {EXPLAINED}"
+        raise KeyError(f"the model returned {sorted(output)}, expected {wanted}: name the entry with output_key")
+    return output[found]  # type: ignore[no-any-return]
+
+
+class EmbeddingAdapter(torch.nn.Module):
+    """A transformers model as a function of its input embeddings.
+
+    zennit's ``Gradient``, ``SmoothGrad``, ``IntegratedGradients`` and ``Occlusion`` work on it, with or without a
+    composite: ``attributor(adapter.embed(ids), attr_output)``.
+
+    Parameters
+    ----------
+    model : transformers.PreTrainedModel
+        A model that takes ``inputs_embeds``.
+    batch : mapping, optional
+        What else the model takes (``attention_mask``, ``decoder_input_ids``, ...), as a tokenizer returns it;
+        ``input_ids`` in it are left out.
+    output_key : str, optional
+        Entry of the output to explain, see :func:`explained`.
+
+    Examples
+    --------
+    >>> import torch, transformers
+    >>> from zennit.attribution import Gradient
+    >>> from zennit_attn import AttnLRPComposite, EmbeddingAdapter, targets
+    >>> config = transformers.LlamaConfig(vocab_size=8, hidden_size=8, intermediate_size=8, num_hidden_layers=1,
+    ...                                   num_attention_heads=2)
+    >>> adapter = EmbeddingAdapter(transformers.LlamaForCausalLM(config).eval())
+    >>> with Gradient(adapter, AttnLRPComposite()) as attributor:
+    ...     output, relevance = attributor(adapter.embed(torch.tensor([[3, 1, 4]])), targets.MaxLogit())
+    >>> relevance.sum(-1).shape
+    torch.Size([1, 3])
+    """
+
+    def __init__(
+        self, model: torch.nn.Module, batch: Mapping[str, Any] | None = None, output_key: str | None = None
+    ) -> None:
+        super().__init__()
+        self.model, self.output_key = model, output_key
+        self.batch = {key: value for key, value in (batch or {}).items() if key not in ("input_ids", "inputs_embeds")}
+
+    def embed(self, input_ids: Tensor) -> Tensor:
+        """Return the embeddings of tokens, without a graph: ``(batch, positions)`` to ``(batch, positions, width)``."""
+        return self.model.get_input_embeddings()(input_ids).detach()  # type: ignore[operator]
+
+    def forward(self, inputs_embeds: Tensor) -> Tensor:
+        """Return the explained output for embeddings of shape ``(batch, positions, width)``."""
+        return explained(self.model(inputs_embeds=inputs_embeds, **self.batch), self.output_key)

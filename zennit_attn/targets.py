@@ -1,0 +1,208 @@
+"""Targets: what of a model's output is explained. Each is an ``attr_output`` for zennit's attributors and ours.
+
+A target has weights ``w`` of the shape of the output ``z``; it explains ``Σ w z``. As a function of the output it
+returns the relevance ``w * z`` that zennit's attributors start from; :class:`~zennit_attn.InputXGradient` starts from
+``w`` itself. Both forms so explain the same.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+Index = int | Sequence[int] | Tensor
+
+
+class Target:
+    """Base of the targets.
+
+    Parameters
+    ----------
+    position : int, sequence of int or torch.Tensor, optional
+        Position in the sequence, for outputs of shape ``(batch, positions, classes)``: one for all samples, or one
+        for each, negative ones from the end. By default each sequence's last position that is not padding.
+    attention_mask : torch.Tensor, optional
+        Shape ``(batch, positions)``, zero where there is padding, on the left or on the right.
+        :class:`~zennit_attn.InputXGradient` takes it from its batch if it is not given here.
+    """
+
+    def __init__(self, position: Index | None = None, attention_mask: Tensor | None = None) -> None:
+        self.position, self.attention_mask = position, attention_mask
+
+    def __call__(self, output: Tensor) -> Tensor:
+        """Return the relevance of the output, ``w * z``, of its shape."""
+        output = output.detach()
+        return output * self.weights(output)
+
+    def weights(self, output: Tensor, attention_mask: Tensor | None = None) -> Tensor:
+        """Return the weights ``w``, of the shape of the output.
+
+        Parameters
+        ----------
+        output : torch.Tensor
+            Shape ``(batch, classes)`` or ``(batch, positions, classes)``.
+        attention_mask : torch.Tensor, optional
+            Mask to use if the target has none of its own.
+
+        Raises
+        ------
+        ValueError
+            If a position, class or mask does not fit the output.
+        """
+        if output.dim() not in (2, 3):
+            raise ValueError(
+                f"got an output of shape {tuple(output.shape)}, expected (batch, classes) or "
+                "(batch, positions, classes); explain others with a function of the output as attr_output."
+            )
+        mask = attention_mask if self.attention_mask is None else self.attention_mask
+        rows = torch.arange(len(output), device=output.device)
+        weights = torch.zeros_like(output)
+        if output.dim() == 2:
+            if self.position is not None:
+                raise ValueError(f"got position={self.position}, but the output has none: {tuple(output.shape)}")
+            weights[:] = self.of_classes(output.detach())
+        else:
+            places = self.places(output, mask)
+            weights[rows, places] = self.of_classes(output.detach()[rows, places])
+        return weights
+
+    def of_classes(self, logits: Tensor) -> Tensor:
+        """Return the weights of the classes, given logits of shape ``(batch, classes)``."""
+        raise NotImplementedError
+
+    def places(self, output: Tensor, mask: Tensor | None) -> Tensor:
+        """Return the position that is explained in each sample, shape ``(batch,)``."""
+        batch, positions = output.shape[:2]
+        if self.position is not None:
+            return per_sample("position", self.position, batch, positions, output.device)
+        if mask is None:
+            return torch.full((batch,), positions - 1, device=output.device)
+        if tuple(mask.shape) != (batch, positions):
+            raise ValueError(
+                f"got an attention_mask of shape {tuple(mask.shape)} for an output of shape {tuple(output.shape)}, "
+                f"expected {(batch, positions)}: give the position, or the mask of the sequence that has logits."
+            )
+        mask = mask.to(output.device) != 0
+        if not bool(mask.any(-1).all()):
+            raise ValueError("got an attention_mask with a sequence of padding only, expected a token in each sequence")
+        return positions - 1 - mask.flip(-1).int().argmax(-1)
+
+
+def per_sample(name: str, index: Index, batch: int, size: int, device: torch.device) -> Tensor:
+    """Return an index for each sample, checked against a size."""
+    values = torch.as_tensor(index, device=device)
+    if values.dim() > 1 or (values.dim() == 1 and len(values) not in (1, batch)):
+        raise ValueError(f"got {name} of shape {tuple(values.shape)}, expected one, or one for each of {batch} samples")
+    values = values.expand(batch)
+    if bool(((values < -size) | (values >= size)).any()):
+        raise ValueError(f"got {name}={index}, expected {-size} to {size - 1}: the output has {size}")
+    return values % size
+
+
+class MaxLogit(Target):
+    """The largest logit of each sample.
+
+    Parameters
+    ----------
+    position, attention_mask
+        See :class:`Target`.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from zennit_attn.targets import MaxLogit
+    >>> MaxLogit()(torch.tensor([[1.0, 3.0, 2.0]]))
+    tensor([[0., 3., 0.]])
+    """
+
+    def of_classes(self, logits: Tensor) -> Tensor:
+        """Return one at the largest logit."""
+        return torch.zeros_like(logits).scatter_(1, logits.argmax(1, keepdim=True), 1.0)
+
+
+class Label(Target):
+    """The logit of a class, or of a token, in each sample.
+
+    Parameters
+    ----------
+    label : int, sequence of int or torch.Tensor
+        The class: one for all samples, or one for each.
+    position, attention_mask
+        See :class:`Target`.
+    """
+
+    def __init__(self, label: Index, position: Index | None = None, attention_mask: Tensor | None = None) -> None:
+        super().__init__(position, attention_mask)
+        self.label = label
+
+    def of_classes(self, logits: Tensor) -> Tensor:
+        """Return one at the label."""
+        labels = per_sample("label", self.label, *logits.shape, logits.device)
+        return torch.zeros_like(logits).scatter_(1, labels[:, None], 1.0)
+
+
+class Labels(Target):
+    """The sum of several logits, each with a weight, the same in each sample.
+
+    Parameters
+    ----------
+    labels : sequence of int
+        Classes or tokens.
+    weights : sequence of float, optional
+        A weight for each of them, 1 by default; ``(1, -1)`` explains the difference of two logits.
+    position, attention_mask
+        See :class:`Target`.
+
+    Raises
+    ------
+    ValueError
+        If there is not one weight for each label.
+    """
+
+    def __init__(
+        self,
+        labels: Sequence[int],
+        weights: Sequence[float] | None = None,
+        position: Index | None = None,
+        attention_mask: Tensor | None = None,
+    ) -> None:
+        super().__init__(position, attention_mask)
+        self.labels, self.shares = list(labels), [1.0] * len(labels) if weights is None else list(weights)
+        if len(self.labels) != len(self.shares):
+            raise ValueError(f"got {len(self.shares)} weights for {len(self.labels)} labels, expected one for each")
+
+    def of_classes(self, logits: Tensor) -> Tensor:
+        """Return the weights at the labels."""
+        weights = torch.zeros_like(logits)
+        for label, share in zip(self.labels, self.shares, strict=True):
+            weights[:, per_sample("label", label, *logits.shape, logits.device)[0]] += share
+        return weights
+
+
+class Contrastive(Target):
+    """A logit against all others: weight 1 for the chosen one, ``-1/N`` for each of the N others.
+
+    A constant added to all logits changes nothing that a language model says, and nothing here; the sign of a plain
+    logit's explanation depends on it.
+
+    Parameters
+    ----------
+    label : int, sequence of int or torch.Tensor, optional
+        The chosen class: by default that of the largest logit.
+    position, attention_mask
+        See :class:`Target`.
+    """
+
+    def __init__(
+        self, label: Index | None = None, position: Index | None = None, attention_mask: Tensor | None = None
+    ) -> None:
+        super().__init__(position, attention_mask)
+        self.label = label
+
+    def of_classes(self, logits: Tensor) -> Tensor:
+        """Return 1 at the chosen class, ``-1/N`` elsewhere."""
+        chosen: Target = MaxLogit() if self.label is None else Label(self.label)
+        others = logits.shape[1] - 1
+        return chosen.of_classes(logits) * (1 + 1 / others) - 1 / others
