@@ -5,11 +5,12 @@ from __future__ import annotations
 import fnmatch
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from zennit.attribution import Attributor
 from zennit.core import Composite
 
@@ -118,7 +119,9 @@ class InputXGradient(Attributor):
         """Explain the output for an input, with the composite registered."""
         name, given, rest = split_input(input)
         tokens = not given.is_floating_point()
-        with torch.enable_grad(), self.capture() as captured:
+        # fused attention kernels have no second derivative
+        kernel = sdpa_kernel(SDPBackend.MATH) if self.create_graph else nullcontext()
+        with torch.enable_grad(), kernel, self.capture() as captured:
             if tokens:
                 output, leaf = self.run_on_tokens(name, given, rest)
             else:

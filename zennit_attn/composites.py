@@ -25,7 +25,7 @@ from .conversion import adopt
 from .operators import Form
 from .roles import ROLES, is_linear, role
 from .rules import CPLRP, AttnLRP, Epsilon, Gamma, Identity, Operators, Rule
-from .scope import FrozenHandle
+from .scope import FrozenHandle, refuse_foreign
 
 Map = Sequence[tuple[Any, Hook]]
 
@@ -163,16 +163,13 @@ def refuse_nesting(model: torch.nn.Module) -> None:
     RuntimeError
         If there is one; the message names it.
     """
+    refuse_foreign(model)
     for name, module in model.named_modules():
-        other: Any = _registered.get(module)
-        hooks = [*module._forward_pre_hooks.values(), *module._forward_hooks.values()]
-        if other is None and any(isinstance(getattr(hook, "__self__", None), Hook) for hook in hooks):
-            other = "a composite of zennit"
-        if other is not None:
-            kind = other if isinstance(other, str) else type(other).__name__
+        if module in _registered:
             raise RuntimeError(
-                f"{kind} is registered on {name or 'the model'!r} already; expected a model without rules. Two "
-                "composites cannot be nested: leave the first context, or join them by layer_map and name_map."
+                f"{type(_registered[module]).__name__} is registered on {name or 'the model'!r} already; expected a "
+                "model without rules. Two composites cannot be nested: leave the first context, or join them by "
+                "layer_map and name_map."
             )
 
 
@@ -276,7 +273,7 @@ class TransformerComposite(ScopedComposite):
         ValueError
             If an entry of a map fits no module of the model.
         """
-        refuse_kernels(module)
+        refuse_hidden(module)
         super().register(module)
         try:
             self.check_matches(module)
@@ -399,13 +396,13 @@ def is_type(module: torch.nn.Module, kind: Any) -> bool:
     return isinstance(module, kind)
 
 
-def refuse_kernels(model: torch.nn.Module) -> None:
-    """Raise if a model computes attention in a kernel that no rule can look into.
+def refuse_hidden(model: torch.nn.Module) -> None:
+    """Raise if a model computes something where no rule can look.
 
     Raises
     ------
     ValueError
-        If its attention implementation is not one of :data:`ATTENTION_IMPLEMENTATIONS`.
+        If its attention implementation is not one of :data:`ATTENTION_IMPLEMENTATIONS`, or timm checkpoints it.
     """
     for name, module in model.named_modules():
         chosen = getattr(getattr(module, "config", None), "_attn_implementation", None)
@@ -413,6 +410,11 @@ def refuse_kernels(model: torch.nn.Module) -> None:
             raise ValueError(
                 f"{name or type(model).__name__!r} got attn_implementation={chosen!r}, expected 'sdpa' or 'eager': "
                 "its kernel would pass back the plain gradient. Load the model with attn_implementation='sdpa'."
+            )
+        if getattr(module, "grad_checkpointing", False):
+            raise ValueError(
+                f"{name or type(model).__name__!r} checkpoints its blocks in a way that computes them again without "
+                "rules; expected model.set_grad_checkpointing(False)."
             )
 
 

@@ -210,7 +210,8 @@ class Explained(Function):
         if ctx.call.form == "relevance":
             require_first_order()
             return None, None, *_checked(ctx.call, [value.tensor for value in ctx.inputs], list(signals))
-        inputs, outputs = list(ctx.saved_tensors[: ctx.count]), ctx.saved_tensors[ctx.count :]
+        saved = ctx.saved_tensors  # under checkpointing it may be read only once
+        inputs, outputs = list(saved[: ctx.count]), saved[ctx.count :]
         relevances = [multiply(output, signal) for output, signal in zip(outputs, signals, strict=True)]
         given = _checked(ctx.call, inputs, relevances)
         return None, None, *(divide(relevance, input) for relevance, input in zip(given, inputs, strict=True))

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from types import MappingProxyType
 from typing import Any, ClassVar
 
 import torch
@@ -23,7 +24,7 @@ from zennit.core import Hook, RemovableHandleList, Stabilizer
 
 from .functions import Enter, Leave, Scale
 from .operators import Form, Policy, activation_call, depends
-from .scope import ForwardHandle, FrozenHandle, enclosing_policy, is_shielded, run_inside, shield
+from .scope import CheckpointHandle, ForwardHandle, FrozenHandle, enclosing_policy, is_shielded, run_inside, shield
 
 Stabilize = Callable[[Tensor], Tensor]
 
@@ -116,13 +117,21 @@ class Operators(Rule):
     def register(self, module: torch.nn.Module) -> RemovableHandleList:
         """Put the rules around one module's forward, and freeze its parameters until they are removed."""
 
+        def rerun(policy: Policy, forward: Any, args: Any, kwargs: Any = MappingProxyType({})) -> Any:
+            return run_inside(policy, self.form, self.strict, module, forward, args, kwargs)
+
         def around(forward: Any, args: Any, kwargs: Any) -> Any:
             if is_shielded():
                 return forward(*args, **kwargs)
-            policy = self.policy(enclosing_policy())
-            return run_inside(policy, self.form, self.strict, module, forward, args, kwargs)
+            return rerun(self.policy(enclosing_policy()), forward, args, kwargs)
 
-        return RemovableHandleList([ForwardHandle(module, around), FrozenHandle(module)])
+        handles = RemovableHandleList([ForwardHandle(module, around), FrozenHandle(module)])
+        handles += [
+            CheckpointHandle(child, rerun)
+            for child in module.modules()
+            if getattr(child, "gradient_checkpointing", False) and hasattr(child, "_gradient_checkpointing_func")
+        ]
+        return handles
 
 
 class AttnLRP(Operators):
@@ -309,19 +318,17 @@ class Share(Function):
     def forward(
         ctx: Any, output: Tensor, absolute: Tensor | None, input: Tensor, module: Any, rule: LinearRule
     ) -> Tensor:
-        ctx.module, ctx.rule, ctx.ratios = module, rule, rule.ratios(module, output, absolute)
-        ctx.split = absolute is not None
-        ctx.save_for_backward(input)
+        ctx.module, ctx.rule, ctx.split = module, rule, absolute is not None
+        ctx.save_for_backward(input, *rule.ratios(module, output, absolute))
         return output.detach()
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        ratios = ctx.ratios
+        input, *ratios = ctx.saved_tensors
         if torch.is_grad_enabled():
-            (input,) = ctx.saved_tensors
             output = linear_map(ctx.module, input, ctx.module.weight, gradient) + ctx.rule.bias(ctx.module, gradient)
             absolute = AbsoluteProduct.apply(input, ctx.module, output) if ctx.split else None
-            ratios = ctx.rule.ratios(ctx.module, output, absolute)
+            ratios = list(ctx.rule.ratios(ctx.module, output, absolute))
         signals = ctx.rule.shares(gradient, *ratios)
         # ratios are in float32 or better
         return *(None if signal is None else signal.to(gradient.dtype) for signal in signals), None, None, None

@@ -20,6 +20,7 @@ from typing import Any
 
 import torch
 from torch.overrides import TorchFunctionMode
+from zennit.core import Hook
 
 from .operators import Form, Policy, table, unknown
 
@@ -89,6 +90,8 @@ def run_inside(
     """
     mode = _state.mode
     if mode is None:
+        if not torch.compiler.is_compiling():
+            refuse_foreign(module)
         with OperatorMode(policy, form, strict, module) as _state.mode:
             try:
                 return forward(*args, **kwargs)
@@ -105,6 +108,61 @@ def run_inside(
         return forward(*args, **kwargs)
     finally:
         mode.policy, mode.table = before
+
+
+def refuse_foreign(model: torch.nn.Module) -> None:
+    """Raise if rules of zennit are registered on a model in zennit's own way.
+
+    Raises
+    ------
+    RuntimeError
+        If there are any: two composites would each change the signal.
+    """
+    for name, module in model.named_modules():
+        for hook in (*module._forward_pre_hooks.values(), *module._forward_hooks.values()):
+            if isinstance(getattr(hook, "__self__", None), Hook):
+                raise RuntimeError(
+                    f"a composite of zennit is registered on {name or 'the model'!r}; expected a model with one "
+                    "composite only. Two cannot be nested: leave the first context, or join them by layer_map and "
+                    "name_map."
+                )
+
+
+class CheckpointHandle:
+    """Gradient checkpointing of one module, with the rules on while its forward is computed again.
+
+    Parameters
+    ----------
+    module : torch.nn.Module
+        Module that transformers gave a ``_gradient_checkpointing_func``.
+    rerun : callable
+        ``(policy, function, args) -> output``: runs a forward with operator rules.
+    """
+
+    def __init__(self, module: torch.nn.Module, rerun: Callable[[Policy, Any, Any], Any]) -> None:
+        self.module, self.before, self.active = module, module._gradient_checkpointing_func, True
+
+        def checkpointed(function: Any, *args: Any, **kwargs: Any) -> Any:
+            policy = enclosing_policy()
+
+            def again(*inner: Any) -> Any:
+                if _state.mode is not None:
+                    return function(*inner)
+                if not self.active:
+                    raise RuntimeError(
+                        "the backward pass of a model with gradient checkpointing got to a layer after its composite "
+                        "was removed; expected it inside of the context, which has to compute the layer again."
+                    )
+                return rerun(policy, function, inner)  # type: ignore[arg-type]
+
+            return self.before(again, *args, **kwargs)  # type: ignore[operator]
+
+        module._gradient_checkpointing_func = checkpointed
+
+    def remove(self) -> None:
+        """Put the module's own checkpointing back."""
+        self.active = False
+        self.module._gradient_checkpointing_func = self.before
 
 
 @contextmanager
