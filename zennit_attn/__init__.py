@@ -8,10 +8,10 @@ from . import targets
 from .adapters import EmbeddingAdapter
 from .attribution import InputXGradient
 from .canonizers import MultiheadAttentionCanonizer
+from .catalog import register_operator
 from .composites import AttnLRPComposite, CPLRPComposite, GammaViTComposite
 from .configuration import load_composite, save_composite
-from .conversion import input_x_gradient
-from .operators import register_operator
+from .registration import input_x_gradient
 from .version import __version__
 
 __all__ = [

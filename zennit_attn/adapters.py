@@ -38,7 +38,7 @@ def explained(output: Any, key: str | None = None) -> Tensor:
     if found is None:
         wanted = repr(key) if key else f"one of {EXPLAINED}"
         raise KeyError(f"the model returned {sorted(output)}, expected {wanted}: name the entry with output_key")
-    return output[found]  # type: ignore[no-any-return]
+    return output[found]
 
 
 class EmbeddingAdapter(torch.nn.Module):

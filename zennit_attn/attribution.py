@@ -15,8 +15,8 @@ from zennit.attribution import Attributor
 from zennit.core import Composite
 
 from .adapters import explained
-from .composites import nearest
 from .functions import divide
+from .parameters import nearest
 from .targets import Target
 
 #: Entries of a batch that hold what is explained, of which exactly one has to be there.
@@ -257,7 +257,7 @@ def split_input(input: Any) -> tuple[str | None, Tensor, dict[str, Any]]:
 
 def embeddings(model: torch.nn.Module) -> list[torch.nn.Module]:
     """Return the modules that may embed token ids: the model's own input embeddings first, if it names them."""
-    tables = [module for module in model.modules() if isinstance(module, torch.nn.Embedding)]
+    tables: list[torch.nn.Module] = [module for module in model.modules() if isinstance(module, torch.nn.Embedding)]
     try:
         own = model.get_input_embeddings()  # type: ignore[operator]
     except (AttributeError, NotImplementedError):
@@ -303,5 +303,3 @@ def zero_padding(relevance: Tensor, mask: Tensor | None) -> Tensor:
             stacklevel=2,
         )
     return relevance.masked_fill(padding, 0.0)
-
-

@@ -48,7 +48,7 @@ class MultiheadAttentionCanonizer(Canonizer):
                 found.append(canonizer)
         return found
 
-    def register(self, module: Any) -> None:  # type: ignore[override]
+    def register(self, module: Any) -> None:
         """Unfuse one attention."""
         self.module = module
         for name, projection in projections(module).items():
@@ -74,7 +74,8 @@ def projections(module: Any) -> dict[str, torch.nn.Linear]:
     for name, weight, bias in zip(("query", "key", "value"), weights, biases, strict=True):
         linear = torch.nn.Linear(weight.shape[1], weight.shape[0], bias is not None, device="meta", dtype=weight.dtype)
         linear.weight = torch.nn.Parameter(weight.detach(), requires_grad=False)
-        linear.bias = None if bias is None else torch.nn.Parameter(bias, requires_grad=False)
+        if bias is not None:
+            linear.bias = torch.nn.Parameter(bias, requires_grad=False)
         found[name] = linear.train(module.training)
     return found
 
@@ -114,7 +115,7 @@ def unfused(
     else:
         weights = None
         dropout = module.dropout if module.training else 0.0
-        output = F.scaled_dot_product_attention(*heads, attn_mask=mask, dropout_p=dropout)
+        output = F.scaled_dot_product_attention(heads[0], heads[1], heads[2], mask, dropout)
     output = module.out_proj(output.permute(2, 0, 1, 3).reshape(length, batch, width))
     if weights is not None and average_attn_weights:
         weights = weights.mean(1)

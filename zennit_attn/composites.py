@@ -6,26 +6,22 @@ they are written to files is in :mod:`zennit_attn.configuration`.
 
 from __future__ import annotations
 
-import copy
-import difflib
 import fnmatch
 import inspect
-import weakref
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any, ClassVar
 
 import torch
 import zennit.types
 from zennit.canonizers import Canonizer
 from zennit.composites import register_composite
-from zennit.core import Composite, Hook, RemovableHandleList
+from zennit.core import Composite, Hook
 
 from .canonizers import MultiheadAttentionCanonizer
-from .conversion import adopt
-from .operators import Form
+from .parameters import check_flag, check_number, nearest, parameters_of
+from .registration import ScopedComposite, refuse_hidden
 from .roles import ROLES, is_linear, role
-from .rules import CPLRP, AttnLRP, Epsilon, Gamma, Identity, Operators, Rule
-from .scope import FrozenHandle, refuse_foreign
+from .rules import CPLRP, AttnLRP, Epsilon, Gamma, Identity, Operators
 
 Map = Sequence[tuple[Any, Hook]]
 
@@ -43,154 +39,6 @@ ELEMENTARY_ACTIVATIONS = (
     "GELUTanh",
     "QuickGELU",
 )
-
-#: Attention implementations whose kernels the rules see; others call kernels that no rule can look into.
-ATTENTION_IMPLEMENTATIONS = (None, "eager", "sdpa")
-
-_registered: weakref.WeakKeyDictionary[torch.nn.Module, Composite] = weakref.WeakKeyDictionary()
-
-
-def nearest(got: str, choices: Iterable[str]) -> str:
-    """Return a hint that names the nearest valid choices."""
-    choices = list(dict.fromkeys(choices))
-    close = difflib.get_close_matches(got, choices, n=3, cutoff=0.4) or choices[:8]
-    return "nearest: " + ", ".join(map(repr, close)) if close else "there is none"
-
-
-class ScopedComposite(Composite):
-    """Base of composites that hold for one model instance, in one form, and undo everything.
-
-    Parameters
-    ----------
-    module_map : callable
-        ``(ctx, name, module) -> Hook or None``, as in :class:`zennit.core.Composite`.
-    canonizers : list of zennit.canonizers.Canonizer, optional
-        Canonizers to apply before the hooks.
-    """
-
-    form: Form = "relevance"
-
-    def register(self, module: torch.nn.Module) -> None:
-        """Apply canonizers and rules to a model, and freeze its parameters, until :meth:`remove`.
-
-        Parameters
-        ----------
-        module : torch.nn.Module
-            The model.
-
-        Raises
-        ------
-        RuntimeError
-            If this composite is registered already, or another one is on a part of the model.
-        """
-        if self.handles:
-            raise RuntimeError(
-                f"this {type(self).__name__} is registered already; expected one context at a time. Leave the other "
-                "context first, or make a second composite for the second model."
-            )
-        refuse_nesting(module)
-        try:
-            self.handles.append(_Registration(self, module))
-            self.handles.append(FrozenHandle(module))
-            for canonizer in self.canonizers:
-                self.handles.extend(canonizer.apply(module))
-            ctx: dict[Any, Any] = {}
-            for name, child in module.named_modules():
-                template = self.module_map(ctx, name, child)
-                if template is not None:
-                    rule = adopt(template, self.form)
-                    self.hook_refs.add(rule)
-                    self.handles.append(_Owned(rule, rule.register(child)))
-        except BaseException:
-            self.remove()
-            raise
-
-    def remove(self) -> None:
-        """Remove all rules, then what the canonizers changed, in the reverse order of :meth:`register`."""
-        self.handles.reverse()
-        super().remove()
-
-    def inactive(self) -> Any:
-        """Not possible: rules act in the forward pass.
-
-        Raises
-        ------
-        RuntimeError
-            Always.
-        """
-        raise RuntimeError(
-            "inactive() got a composite whose rules act in the forward pass, so that a backward pass cannot turn them "
-            "off; leave the context for the plain gradient. Second-order gradients (create_graph=True) of the "
-            "gradient form go through the rules, too."
-        )
-
-    def in_gradient_form(self) -> ScopedComposite:
-        """Return a copy in the Input x Gradient form."""
-        twin = copy.copy(self)
-        twin.handles, twin.hook_refs, twin.form = RemovableHandleList(), weakref.WeakSet(), "gradient"
-        twin.module_map = getattr(twin, self.module_map.__name__)
-        return twin
-
-
-class _Owned:
-    """Keep a rule alive for as long as it is registered."""
-
-    def __init__(self, rule: Rule, handles: RemovableHandleList) -> None:
-        self.rule, self.handles = rule, handles
-
-    def remove(self) -> None:
-        self.handles.remove()
-
-
-class _Registration:
-    """Remember on which modules a composite is, until it is removed."""
-
-    def __init__(self, composite: Composite, model: torch.nn.Module) -> None:
-        self.modules = list(model.modules())
-        for module in self.modules:
-            _registered[module] = composite
-
-    def remove(self) -> None:
-        for module in self.modules:
-            _registered.pop(module, None)
-
-
-def refuse_nesting(model: torch.nn.Module) -> None:
-    """Raise if a composite, of this package or of zennit, is registered on a part of the model.
-
-    Raises
-    ------
-    RuntimeError
-        If there is one; the message names it.
-    """
-    refuse_foreign(model)
-    for name, module in model.named_modules():
-        if module in _registered:
-            raise RuntimeError(
-                f"{type(_registered[module]).__name__} is registered on {name or 'the model'!r} already; expected a "
-                "model without rules. Two composites cannot be nested: leave the first context, or join them by "
-                "layer_map and name_map."
-            )
-
-
-class ConvertedComposite(ScopedComposite):
-    """Any composite of zennit, with every rule in the gradient form.
-
-    Parameters
-    ----------
-    composite : zennit.core.Composite
-        Composite to convert; it stays as it is.
-    """
-
-    form = "gradient"
-
-    def __init__(self, composite: Composite) -> None:
-        self.composite = composite
-        super().__init__(module_map=self.mapping, canonizers=composite.canonizers)
-
-    def mapping(self, ctx: dict[Any, Any], name: str, module: torch.nn.Module) -> Hook | None:
-        """Return the rule of a module."""
-        return self.composite.module_map(ctx, name, module)  # type: ignore[no-any-return]
 
 
 class TransformerComposite(ScopedComposite):
@@ -396,76 +244,6 @@ def is_type(module: torch.nn.Module, kind: Any) -> bool:
     return isinstance(module, kind)
 
 
-def refuse_hidden(model: torch.nn.Module) -> None:
-    """Raise if a model computes something where no rule can look.
-
-    Raises
-    ------
-    ValueError
-        If its attention implementation is not one of :data:`ATTENTION_IMPLEMENTATIONS`, or timm checkpoints it.
-    """
-    for name, module in model.named_modules():
-        chosen = getattr(getattr(module, "config", None), "_attn_implementation", None)
-        if isinstance(chosen, str) and chosen not in ATTENTION_IMPLEMENTATIONS:
-            raise ValueError(
-                f"{name or type(model).__name__!r} got attn_implementation={chosen!r}, expected 'sdpa' or 'eager': "
-                "its kernel would pass back the plain gradient. Load the model with attn_implementation='sdpa'."
-            )
-        if getattr(module, "grad_checkpointing", False):
-            raise ValueError(
-                f"{name or type(model).__name__!r} checkpoints its blocks in a way that computes them again without "
-                "rules; expected model.set_grad_checkpointing(False)."
-            )
-
-
-def parameters_of(rule: Hook) -> dict[str, Any]:
-    """Return the arguments that make an equal rule, read off the rule itself.
-
-    zennit's rules do not keep theirs; what they were is found in the functions that they made of them.
-
-    Parameters
-    ----------
-    rule : zennit.core.Hook
-        Rule of this package or of zennit.
-
-    Raises
-    ------
-    ValueError
-        If the arguments cannot be found.
-    """
-    if isinstance(rule, Rule):
-        return rule.parameters()
-    signature = inspect.signature(type(rule).__init__)
-    wanted = [name for name in signature.parameters if name not in ("self", "args", "kwargs")]
-    found = closure_values(rule)
-    missing = [name for name in wanted if name not in found]
-    if missing:
-        raise ValueError(
-            f"got {type(rule).__name__}, of which the arguments {missing} are not known; expected a rule of "
-            "zennit_attn.rules or zennit.rules."
-        )
-    return {name: found[name] for name in wanted}
-
-
-def closure_values(rule: Any) -> dict[str, Any]:
-    """Return the values that the functions of one of zennit's rules close over, under their arguments' names."""
-    mods = list(getattr(rule, "param_modifiers", ()))
-    changes = [mod.modifier if hasattr(mod, "modifier") else mod for mod in mods]
-    makers: list[Callable[..., Any]] = [*getattr(rule, "input_modifiers", ()), *changes]
-    makers += [getattr(rule, name) for name in ("gradient_mapper", "reducer") if hasattr(rule, name)]
-    values: dict[str, Any] = {}
-    for maker in filter(inspect.isfunction, makers):
-        names = maker.__code__.co_freevars
-        values |= {name: cell.cell_contents for name, cell in zip(names, maker.__closure__ or (), strict=True)}
-    if mods and hasattr(mods[0], "zero_params"):
-        values["zero_params"] = mods[0].zero_params
-    if "stabilizer_fn" in values:
-        stabilizer = values.pop("stabilizer_fn")
-        simple = vars(stabilizer) == {**vars(type(stabilizer)()), "epsilon": stabilizer.epsilon}
-        values["stabilizer"] = values["epsilon"] = stabilizer.epsilon if simple else stabilizer
-    return {**values, **{key: value for key, value in vars(rule).items() if key == "beta_smooth"}}
-
-
 class _LanguagePreset(TransformerComposite):
     """Operator rules for the whole model, and ε for every linear layer."""
 
@@ -482,7 +260,7 @@ class _LanguagePreset(TransformerComposite):
     ) -> None:
         self.epsilon = check_number("epsilon", epsilon)
         self.strict = check_flag("strict", strict)
-        super().__init__(self.rule(strict=strict), layer_map, name_map, role_map, canonizers)  # type: ignore[call-arg]
+        super().__init__(self.rule(strict=strict), layer_map, name_map, role_map, canonizers)
 
     def own_layer_rule(self, name: str, module: torch.nn.Module) -> Hook | None:
         """Return ε for linear layers."""
@@ -616,33 +394,3 @@ class GammaViTComposite(TransformerComposite):
         if role(name, module) == "head":
             return Gamma(self.head_gamma, self.stabilizer)
         return Epsilon(self.epsilon) if is_linear(module) else super().own_layer_rule(name, module)
-
-
-def check_number(name: str, value: Any) -> float:
-    """Return a number that may be a rule's parameter.
-
-    Raises
-    ------
-    TypeError
-        If it is not a number, such as the text that YAML reads of ``1e-6``.
-    ValueError
-        If it is negative, or not finite.
-    """
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        raise TypeError(f"{name} got {value!r} of type {type(value).__name__}, expected a number")
-    if not 0 <= value < float("inf"):
-        raise ValueError(f"{name} got {value!r}, expected a finite number of at least 0")
-    return value
-
-
-def check_flag(name: str, value: Any) -> bool:
-    """Return a truth value.
-
-    Raises
-    ------
-    TypeError
-        If it is not one.
-    """
-    if not isinstance(value, bool):
-        raise TypeError(f"{name} got {value!r} of type {type(value).__name__}, expected true or false")
-    return value

@@ -40,10 +40,9 @@ from .composites import (
     CPLRPComposite,
     GammaViTComposite,
     TransformerComposite,
-    nearest,
-    parameters_of,
     title_of,
 )
+from .parameters import nearest, parameters_of
 from .version import __version__
 
 PRESETS: dict[str, type[TransformerComposite]] = {
@@ -142,7 +141,7 @@ def composite_of(content: Mapping[str, Any], overrides: Mapping[str, Any], sourc
     given = require_table("parameters", content.get("parameters", {}), source)
     require_known("parameter", given, valid, source)
     require_known("override", overrides, (*valid, *MAPS, "canonizers"), source)
-    maps = {
+    maps: dict[str, Any] = {
         name: [*(overrides.get(name) or ()), *(entry_of(name, entry, source) for entry in content.get(name, ()))]
         for name in MAPS
     }
@@ -155,7 +154,7 @@ def composite_of(content: Mapping[str, Any], overrides: Mapping[str, Any], sourc
     form = content.get("form", "relevance")
     if form not in ("relevance", "gradient"):
         raise ValueError(f"{source} got form={form!r}, expected 'relevance' or 'gradient'")
-    return composite.in_gradient_form() if form == "gradient" else composite  # type: ignore[return-value]
+    return composite.in_gradient_form() if form == "gradient" else composite
 
 
 def entry_of(name: str, entry: Any, source: str) -> tuple[tuple[str, ...], Hook]:
@@ -182,7 +181,7 @@ def entry_of(name: str, entry: Any, source: str) -> tuple[tuple[str, ...], Hook]
 
 def canonizer_of(title: Any) -> Any:
     """Return a canonizer of zennit by its name."""
-    found = getattr(zennit.canonizers, str(title), None)
+    found: Any = getattr(zennit.canonizers, str(title), None)
     if not inspect.isclass(found) or not issubclass(found, zennit.canonizers.Canonizer):
         names = [name for name, value in vars(zennit.canonizers).items() if inspect.isclass(value)]
         raise ValueError(f"got the canonizer {title!r}, expected one of zennit's; {nearest(str(title), names)}")
@@ -276,9 +275,8 @@ def rule_title(rule: Hook) -> str:
 
 def type_title(kind: Any) -> str:
     """Return the name under which a file finds a type of modules."""
-    if not isinstance(kind, str) and getattr(zennit.types, kind.__name__, None) is kind:
-        return f"zennit.types.{kind.__name__}"
-    return title_of(kind)
+    title = title_of(kind)
+    return f"zennit.types.{title}" if getattr(zennit.types, title, None) is kind else title
 
 
 def table(title: str, values: Mapping[str, Any]) -> list[str]:

@@ -1,4 +1,4 @@
-"""zennit's own rules in both forms, and the converter to the Input x Gradient form.
+"""zennit's own rules, in both forms.
 
 A rule of zennit computes relevance. :class:`ZennitRule` runs it for one call of a module at a time, with keyword
 arguments, several inputs and any nesting of outputs, and changes form on both sides where the gradient form is asked
@@ -12,21 +12,19 @@ from __future__ import annotations
 import inspect
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd import Function
 from torch.utils._pytree import tree_flatten, tree_unflatten
-from zennit.core import BasicHook, Composite, Hook, ParamMod, zero_wrap
+from zennit.core import BasicHook, Hook, ParamMod, zero_wrap
 from zennit.rules import Pass
 
 from .functions import Snapshot, divide, multiply, require_first_order
 from .operators import Form, depends
 from .rules import LayerRule, Rule
 from .scope import shield
-
-T = TypeVar("T")
 
 
 class ZennitRule(LayerRule):
@@ -177,7 +175,7 @@ def modified(module: torch.nn.Module, change: ParamMod) -> Iterator[None]:
     missing = [key for key in keys if not hasattr(module, key)]
     if change.require_params and missing:
         raise RuntimeError(f"got {type(module).__name__} without the parameters {missing}, which its rule modifies")
-    before = {key: own[key] for key in keys if own.get(key) is not None}
+    before = {key: value for key in keys if (value := own.get(key)) is not None}
     modifier = zero_wrap(change.zero_params or [])(change.modifier)
     try:
         for key, value in before.items():
@@ -242,42 +240,5 @@ def adopt(hook: Hook, form: Form) -> Rule:
     if not isinstance(hook, Hook):
         raise TypeError(f"got {hook!r} of type {type(hook).__name__}, expected a zennit.core.Hook or Composite")
     rule = hook.copy() if isinstance(hook, Rule) else ZennitRule(hook)
-    rule.form = form  # type: ignore[union-attr]
-    return rule  # type: ignore[return-value]
-
-
-def input_x_gradient(rule: T) -> T:
-    """Convert a composite, or a single hook, to the Input x Gradient form.
-
-    In this form the backward signal at a tensor ``a`` is ``g_a = R_a / a``: input times gradient is relevance, at any
-    tensor. Linear operations need no rule in it, which makes it the fast one.
-
-    Parameters
-    ----------
-    rule : zennit.core.Composite or zennit.core.Hook
-        What to convert; it stays as it is.
-
-    Returns
-    -------
-    zennit.core.Composite or zennit.core.Hook
-        The same rules, each in the gradient form.
-
-    Raises
-    ------
-    TypeError
-        If something else is given, or a hook that cannot be converted.
-
-    Examples
-    --------
-    >>> from zennit.rules import Epsilon
-    >>> from zennit_attn import input_x_gradient
-    >>> input_x_gradient(Epsilon()).form
-    'gradient'
-    """
-    from .composites import ConvertedComposite, ScopedComposite  # composites are made of adopted rules
-
-    if isinstance(rule, ScopedComposite):
-        return rule.in_gradient_form()  # type: ignore[return-value]
-    if isinstance(rule, Composite):
-        return ConvertedComposite(rule)  # type: ignore[return-value]
-    return adopt(rule, "gradient")  # type: ignore[arg-type, return-value]
+    rule.form = form
+    return rule

@@ -1,8 +1,8 @@
 """Operator rules: what a module's own forward does with *functions*, looked up in a table *function -> rule*.
 
-Each function of torch that can carry relevance is of one *kind* (:data:`KINDS`). A :class:`Policy` says how the kinds
-that need a rule are explained, and :func:`table` turns both into rules for one of the two forms. A function that is
-in no kind is reported by :func:`unknown`, never passed silently.
+Each function of torch that can carry relevance is of one *kind* (:data:`~zennit_attn.catalog.KINDS`). A
+:class:`Policy` says how the kinds that need a rule are explained, and :func:`table` turns both into rules for one of
+the two forms. A function that is in no kind is reported by :func:`unknown`, never passed silently.
 
 This module does not know modules: which policy holds where is decided by :mod:`zennit_attn.scope`.
 """
@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from typing import Any, Literal, get_args
@@ -20,6 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .catalog import caches, functions, getter
 from .functions import Enter, Leave, Normalize, Route, Scale, Slope, Snapshot
 
 Form = Literal["relevance", "gradient"]
@@ -64,116 +65,6 @@ class Policy:
 
 
 # --------------------------------------------------------------------------------------------------------------------
-# Functions by kind. A name stands for every function of that name in NAMESPACES.
-# --------------------------------------------------------------------------------------------------------------------
-
-NAMESPACES = (torch, torch.Tensor, F, torch.special, torch.linalg, torch.fft, torch._C._nn)
-
-KINDS: dict[str, str] = {
-    # relevance moves with the elements: plain autograd in both forms
-    "routing": """
-        view view_as reshape reshape_as transpose t T mT H adjoint permute movedim moveaxis swapaxes swapdims flatten
-        unflatten squeeze unsqueeze ravel expand expand_as broadcast_to broadcast_tensors repeat repeat_interleave tile
-        cat concat concatenate stack hstack vstack dstack column_stack split split_with_sizes tensor_split chunk
-        hsplit vsplit dsplit unbind unsafe_split unsafe_chunk getitem setitem index_select gather take take_along_dim
-        narrow select slice_scatter select_scatter diagonal diag_embed as_strided unfold pad roll flip fliplr flipud
-        rot90 masked_fill masked_scatter masked_select where scatter index_put index_copy index_fill tril triu diag
-        contiguous clone detach alias to type type_as float double half bfloat16 cpu cuda requires_grad_ copy_ set_
-        fill_ zero_ max min amax amin maximum minimum topk sort kthvalue median mode cummax cummin dropout dropout1d
-        dropout2d dropout3d alpha_dropout feature_dropout max_pool1d max_pool2d max_pool3d adaptive_max_pool1d
-        adaptive_max_pool2d adaptive_max_pool3d embedding pixel_shuffle pixel_unshuffle channel_shuffle
-        native_channel_shuffle atleast_1d atleast_2d atleast_3d meshgrid block_diag real imag view_as_real
-        view_as_complex resolve_conj resolve_neg positive iter resize_as_ nan_to_num register_hook retain_grad
-    """,
-    # linear in every tensor together, also a product while only one factor depends on the input
-    "linear": """
-        add sub subtract rsub neg negative sum nansum mean cumsum diff linear conv1d conv2d conv3d conv_transpose1d
-        conv_transpose2d conv_transpose3d conv_tbc avg_pool1d avg_pool2d avg_pool3d adaptive_avg_pool1d
-        adaptive_avg_pool2d adaptive_avg_pool3d index_add scatter_add scatter_reduce interpolate upsample fold
-        trace lerp grid_sample conj fft ifft rfft irfft fft2 ifft2 rfft2 irfft2 fftn ifftn rfftn irfftn hfft ihfft
-        fftshift ifftshift
-    """,
-    "product": "mul multiply",
-    "matmul": "matmul mm bmm mv dot inner outer ger vdot einsum tensordot kron chain_matmul multi_dot bilinear "
-    "grouped_mm _grouped_mm cross",
-    "added product": "addmm addbmm baddbmm addmv addr addcmul",
-    "division": "div divide true_divide truediv",
-    "reversed division": "rdiv rtruediv",
-    "reciprocal": "rsqrt reciprocal",
-    "statistic": "var std var_mean std_mean norm vector_norm",
-    "unit": "normalize",
-    "power": "pow float_power",
-    "softmax": "softmax _softmax_backward_data",
-    "attention": "scaled_dot_product_attention",
-    "activation": """
-        relu relu6 gelu silu tanh sigmoid expit elu selu celu leaky_relu prelu rrelu hardtanh hardswish hardsigmoid
-        mish softplus softsign tanhshrink hardshrink softshrink threshold logsigmoid erf square sqrt abs absolute
-        clamp clip clamp_min clamp_max
-    """,
-    "layer norm": "layer_norm",
-    "rms norm": "rms_norm",
-    "group norm": "group_norm",
-    "instance norm": "instance_norm",
-    "batch norm": "batch_norm",
-    "fused attention module": "multi_head_attention_forward",
-}
-
-
-def named(name: str) -> Iterator[tuple[Callable[..., Any], bool]]:
-    """Yield every function of a name, its operator and in-place variants, each with whether it writes in place."""
-    in_place = name.endswith("_") or name == "setitem"
-    variants = [(name, in_place), (f"__{name}__", in_place), (f"__r{name}__", in_place)]
-    if not in_place:
-        variants += [(f"{name}_", True), (f"__i{name}__", True)]
-    for namespace in NAMESPACES:
-        for variant, writes in variants:
-            function = getattr(namespace, variant, None)
-            if callable(function) and not inspect.isclass(function) and not inspect.ismodule(function):
-                yield function, writes
-    attribute = getattr(torch.Tensor, name, None)
-    if inspect.isdatadescriptor(attribute):
-        yield attribute.__get__, False
-
-
-@lru_cache(maxsize=1)
-def functions() -> dict[Callable[..., Any], tuple[str, str, bool]]:
-    """Return the kind, the name and whether it writes in place, of every function that is known."""
-    found: dict[Callable[..., Any], tuple[str, str, bool]] = {}
-    for kind, names in KINDS.items():
-        for name in names.split():
-            for function, writes in named(name):
-                found.setdefault(function, (kind, name, writes))
-    return found
-
-
-def register_operator(function: Callable[..., Any], kind: str) -> None:
-    """Make a function known to the operator rules.
-
-    Parameters
-    ----------
-    function : callable
-        A function that reaches ``__torch_function__``, as the report of an unknown operation names it.
-    kind : str
-        One of :data:`KINDS`: ``"linear"``, ``"routing"``, ``"activation"`` (element-wise), ``"product"``, ...
-
-    Raises
-    ------
-    ValueError
-        If there is no such kind.
-
-    Examples
-    --------
-    >>> import torch
-    >>> from zennit_attn import register_operator
-    >>> register_operator(torch.sinh, "activation")
-    """
-    if kind not in KINDS:
-        raise ValueError(f"got the kind {kind!r}, expected one of {sorted(KINDS)}")
-    functions()[function] = (kind, getattr(function, "__name__", repr(function)), False)
-    table.cache_clear()
-
-
-# --------------------------------------------------------------------------------------------------------------------
 # Rules in the gradient form. Each takes the function and its arguments, and calls it.
 # --------------------------------------------------------------------------------------------------------------------
 
@@ -188,7 +79,7 @@ def depends(value: Any) -> bool:
 
 def operands(args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Tensor]:
     """Return the arguments that depend on the explained input, those inside of lists too."""
-    found = []
+    found: list[Tensor] = []
     for value in (*args, *kwargs.values()):
         found.extend(filter(depends, value) if isinstance(value, (list, tuple)) else filter(depends, (value,)))
     return found
@@ -198,7 +89,7 @@ def swap(value: Any, change: Callable[[Tensor], Tensor]) -> Any:
     """Apply ``change`` to the tensors that depend on the input in a value, a list or a tuple."""
     if isinstance(value, (list, tuple)):
         values = [change(item) if depends(item) else item for item in value]
-        return type(value)(*values) if hasattr(value, "_fields") else type(value)(values)  # type: ignore[call-arg]
+        return type(value)(*values) if hasattr(value, "_fields") else type(value)(values)
     return change(value) if depends(value) else value
 
 
@@ -208,24 +99,24 @@ def swap_call(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any], chan
 
 
 def plain(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    """Linear operations are right under plain autograd."""
+    """Leave a linear operation to autograd."""
     return function(*args, **kwargs)
 
 
 def constant(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    """Statistics and reciprocals are constants."""
+    """Treat statistics and reciprocals as constants."""
     return swap_call(function, args, kwargs, Tensor.detach)
 
 
 def uniform(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    """Each of the N operands that depend on the input gets the N-th part (AttnLRP, prop. 3.2 and 3.3)."""
+    """Give each of the N operands that depend on the input the N-th part (AttnLRP, prop. 3.2 and 3.3)."""
     count = len(operands(args, kwargs))
     output = function(*args, **kwargs)
     return output if count < 2 else Scale.apply(output, 1 / count)
 
 
 def gate(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    """The factor that an activation produced is a constant, the other one gets everything (CP-LRP)."""
+    """Take the factor that an activation produced as a constant: the other one gets everything (CP-LRP)."""
     gates = [getattr(value, GATE, False) for value in operands(args, kwargs)]
     if len(gates) == 2 and gates.count(True) == 1:
         return swap_call(function, args, kwargs, lambda value: value.detach() if hasattr(value, GATE) else value)
@@ -233,7 +124,7 @@ def gate(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
 
 
 def added(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    """In ``input + a * b`` the product is shared uniformly, the sum is linear."""
+    """Share the product in ``input + a * b`` uniformly; the sum is linear."""
     names = [name for name in ("tensor1", "tensor2", "mat1", "mat2", "batch1", "batch2", "vec", "vec1", "vec2")]
     factors = [*args[1:], *(kwargs[name] for name in names if name in kwargs)]
     if sum(map(depends, factors)) < 2:
@@ -244,19 +135,19 @@ def added(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
 
 
 def division(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    """The denominator is a constant (LN rule)."""
+    """Take the denominator as a constant (LN rule)."""
     if "other" in kwargs:
         return function(*args, **{**kwargs, "other": swap(kwargs["other"], Tensor.detach)})
     return function(args[0], *(swap(value, Tensor.detach) for value in args[1:]), **kwargs)
 
 
 def reversed_division(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    """``other / input``, called as a method of the denominator."""
+    """Divide ``other / input``, called as a method of the denominator."""
     return function(swap(args[0], Tensor.detach), *args[1:], **kwargs)
 
 
 def unit(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    """``torch.nn.functional.normalize`` divides by a norm, which is a constant."""
+    """Divide by a norm, which is a constant: ``torch.nn.functional.normalize``."""
     bound = inspect.signature(F.normalize).bind(*args, **kwargs)
     bound.apply_defaults()
     input, p, dim, eps = (bound.arguments[name] for name in ("input", "p", "dim", "eps"))
@@ -264,7 +155,7 @@ def unit(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
 
 
 def power(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any], form: Form = "gradient") -> Any:
-    """``x ** n``: a reciprocal for negative n, an element-wise function otherwise."""
+    """Take ``x ** n`` as a reciprocal for negative n, as an element-wise function otherwise."""
     exponent = kwargs.get("exponent", args[1] if len(args) > 1 else None)
     if isinstance(exponent, Tensor) and exponent.requires_grad:
         return unknown(function, args, kwargs)
@@ -274,7 +165,7 @@ def power(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any], form: Fo
 
 
 def uniform_attention(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    """Fused attention: half to the value, a quarter each to query and key (AttnLRP, prop. 3.1 and 3.3)."""
+    """Give half to the value, a quarter each to query and key (AttnLRP, prop. 3.1 and 3.3)."""
     query, key, value, rest, kwargs = attention_arguments(args, kwargs)
     query, key = (swap(side, lambda tensor: Scale.apply(tensor, 0.5)) for side in (query, key))
     output = function(query, key, value, *rest, **kwargs)
@@ -282,7 +173,7 @@ def uniform_attention(function: Any, args: tuple[Any, ...], kwargs: dict[str, An
 
 
 def value_attention(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    """Fused attention: all relevance to the value (CP-LRP, AH rule)."""
+    """Give everything to the value (CP-LRP, AH rule)."""
     query, key, value, rest, kwargs = attention_arguments(args, kwargs)
     kwargs = {name: swap(item, Tensor.detach) for name, item in kwargs.items()}
     rest = tuple(swap(item, Tensor.detach) for item in rest)
@@ -294,7 +185,7 @@ def attention_arguments(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[
     kwargs = dict(kwargs)
     leading = list(args[:3])
     leading += [kwargs.pop(name) for name in ("query", "key", "value")[len(leading) :]]
-    return (*leading, args[3:], kwargs)  # type: ignore[return-value]
+    return (*leading, args[3:], kwargs)
 
 
 # --------------------------------------------------------------------------------------------------------------------
@@ -303,13 +194,13 @@ def attention_arguments(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[
 
 
 def ratio(function: Callable[[Tensor], Tensor], input: Tensor) -> Tensor:
-    """Slope ``f(x) / x``, in float32 or better; zero where x is exactly zero and carries no relevance."""
+    """Return ``f(x) / x``, in float32 or better; zero where x is exactly zero and carries no relevance."""
     wide = input if input.dtype in (torch.float32, torch.float64) else input.float()
     return torch.where(wide == 0, torch.zeros_like(wide), function(wide) / wide).to(input.dtype)
 
 
 def gelu_slope(input: Tensor, approximate: str = "none") -> Tensor:
-    """Slope of GELU: the normal distribution function, or its tanh approximation."""
+    """Return the slope of GELU: the normal distribution function, or its tanh approximation."""
     if approximate == "none":
         return 0.5 * (1 + torch.erf(input * math.sqrt(0.5)))
     return 0.5 * (1 + torch.tanh(math.sqrt(2 / math.pi) * (input + 0.044715 * input**3)))
@@ -329,7 +220,7 @@ SLOPES: dict[str, Callable[..., Tensor]] = {
 }
 
 
-def elementwise(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Tensor, tuple[Any, ...], dict]:
+def elementwise(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, ...]:
     """Split the input of an element-wise function from its other arguments, without the order to write in place."""
     kwargs = dict(kwargs)
     if args:
@@ -372,7 +263,7 @@ def activation_call(
 
 
 def activation(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any], form: Form = "gradient") -> Any:
-    """Identity rule of a function of torch."""
+    """Pass relevance on through an element-wise function of torch."""
     input, args, kwargs = elementwise(function, args, kwargs)
     slope = SLOPES.get(functions()[function][1])
     if slope is not None and (args or kwargs):
@@ -392,7 +283,7 @@ def wide(input: Tensor) -> Tensor:
 
 
 def layer_norm(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    """LN rule: mean and affine are linear, the standard deviation is a constant (AttnLRP, prop. 3.4)."""
+    """Take the standard deviation as a constant; mean and affine are linear (LN rule; AttnLRP, prop. 3.4)."""
     bound = inspect.signature(F.layer_norm).bind(*args, **kwargs)
     bound.apply_defaults()
     input, shape, weight, bias, eps = bound.arguments.values()
@@ -406,7 +297,7 @@ def layer_norm(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> 
 
 
 def rms_norm(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    """LN rule without centering: the root mean square is a constant."""
+    """Take the root mean square as a constant (LN rule)."""
     bound = inspect.signature(F.rms_norm).bind(*args, **kwargs)
     bound.apply_defaults()
     input, shape, weight, eps = bound.arguments.values()
@@ -421,7 +312,7 @@ def rms_norm(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> An
 
 
 def group_norm(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    """LN rule over groups of channels."""
+    """Take the standard deviation of groups of channels as a constant (LN rule)."""
     bound = inspect.signature(F.group_norm).bind(*args, **kwargs)
     bound.apply_defaults()
     input, groups, weight, _, eps = bound.arguments.values()
@@ -429,7 +320,7 @@ def group_norm(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> 
 
 
 def instance_norm(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    """LN rule over each channel by itself."""
+    """Take the standard deviation of each channel as a constant (LN rule)."""
     bound = inspect.signature(F.instance_norm).bind(*args, **kwargs)
     bound.apply_defaults()
     call = bound.arguments
@@ -439,9 +330,9 @@ def instance_norm(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) 
 
 
 def grouped(
-    function: Any, args: tuple, kwargs: dict, input: Tensor, groups: int, weight: Tensor | None, eps: float
+    function: Any, args: Any, kwargs: Any, input: Tensor, groups: int, weight: Tensor | None, eps: float
 ) -> Any:
-    """LN rule over groups of channels, shape ``(batch, channels, ...)``."""
+    """Normalise groups of channels of ``(batch, channels, ...)`` by the LN rule."""
     if not depends(input):
         return function(*args, **kwargs)
     per_channel = (1, input.shape[1], *(1,) * (input.ndim - 2))
@@ -460,7 +351,7 @@ def grouped(
 
 
 def batch_norm(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    """With running statistics a linear map; with the batch's own statistics there is no rule."""
+    """Take running statistics as a linear map; with the batch's own statistics there is no rule."""
     bound = inspect.signature(F.batch_norm).bind(*args, **kwargs)
     if bound.arguments.get("training", False) and depends(bound.arguments["input"]):
         raise RuntimeError(
@@ -471,7 +362,7 @@ def batch_norm(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> 
 
 
 def refuse(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    """``torch.nn.MultiheadAttention`` is one opaque call, of which no rule can see the inside."""
+    """Raise at ``torch.nn.MultiheadAttention``, an opaque call of which no rule can see the inside."""
     raise RuntimeError(
         "torch.nn.functional.multi_head_attention_forward hides its projections from every rule; expected a model "
         "without it: pass canonizers=[zennit_attn.MultiheadAttentionCanonizer()] to the composite, as the presets do."
@@ -587,8 +478,11 @@ def table(policy: Policy, form: Form) -> dict[Callable[..., Any], Rule | None]:
         entries[function] = _entry(chosen.get(kind), kind, name, writing, form)
     for attribute in vars(torch._C.TensorBase).values():
         if inspect.isdatadescriptor(attribute):
-            entries.setdefault(attribute.__get__, None)
+            entries.setdefault(getter(attribute), None)
     return entries
+
+
+caches.append(table.cache_clear)
 
 
 def _entry(rule: Rule | None, kind: str, name: str, writing: bool, form: Form) -> Rule | None:

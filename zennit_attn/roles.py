@@ -12,7 +12,7 @@ import re
 
 import torch
 
-from .rules import linear_kind
+from .linear import linear_kind
 
 #: The roles, in the order in which a signal meets them.
 ROLES = ("patch_embedding", "attention", "qkv", "projection", "mlp", "head")

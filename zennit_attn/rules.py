@@ -17,12 +17,12 @@ from types import MappingProxyType
 from typing import Any, ClassVar
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd import Function
 from zennit.core import Hook, RemovableHandleList, Stabilizer
 
 from .functions import Enter, Leave, Scale
+from .linear import AbsoluteProduct, linear_kind, linear_map
 from .operators import Form, Policy, activation_call, depends
 from .scope import CheckpointHandle, ForwardHandle, FrozenHandle, enclosing_policy, is_shielded, run_inside, shield
 
@@ -86,7 +86,7 @@ class Operators(Rule):
     'value'
     """
 
-    parameter_names = ("attention", "product", "norm", "activation", "strict")
+    parameter_names: ClassVar[tuple[str, ...]] = ("attention", "product", "norm", "activation", "strict")
 
     def __init__(
         self,
@@ -143,7 +143,7 @@ class AttnLRP(Operators):
         Raise at an operation without a rule.
     """
 
-    parameter_names = ("strict",)
+    parameter_names: ClassVar[tuple[str, ...]] = ("strict",)
 
     def __init__(self, strict: bool = False) -> None:
         super().__init__("uniform", "uniform", "constant", "identity", strict)
@@ -158,7 +158,7 @@ class CPLRP(Operators):
         Raise at an operation without a rule.
     """
 
-    parameter_names = ("strict",)
+    parameter_names: ClassVar[tuple[str, ...]] = ("strict",)
 
     def __init__(self, strict: bool = False) -> None:
         super().__init__("value", "gate", "constant", "identity", strict)
@@ -203,108 +203,6 @@ class Identity(LayerRule):
     def call(self, module: torch.nn.Module, forward: Any, args: Any, kwargs: Any) -> Any:
         """Call ``forward``, with the identity rule as its backward pass."""
         return activation_call(self.form, lambda x: forward(x), *args, **kwargs)
-
-
-# --------------------------------------------------------------------------------------------------------------------
-# Linear maps
-# --------------------------------------------------------------------------------------------------------------------
-
-_CONVOLUTIONS = (torch.nn.Conv1d, torch.nn.Conv2d, torch.nn.Conv3d)
-_TRANSPOSED = (torch.nn.ConvTranspose1d, torch.nn.ConvTranspose2d, torch.nn.ConvTranspose3d)
-
-
-def linear_kind(module: torch.nn.Module) -> str | None:
-    """Return which linear map a module is by its forward, None for others (quantised, adapted, subclassed forwards)."""
-    forward = type(module).forward
-    if forward is torch.nn.Linear.forward:
-        return "linear"
-    if any(forward is base.forward for base in _CONVOLUTIONS):
-        return "convolution"
-    if any(forward is base.forward for base in _TRANSPOSED):
-        return "transposed convolution"
-    # transformers need not be installed for this: its Conv1D is a Linear with a transposed weight
-    if type(module).__name__ == "Conv1D" and type(module).__module__ == "transformers.pytorch_utils":
-        return "transposed linear"
-    return None
-
-
-def linear_map(module: Any, input: Tensor, weight: Tensor, output: Tensor | None = None) -> Tensor:
-    """Apply a module's linear map, without its bias, with another weight.
-
-    Parameters
-    ----------
-    module : torch.nn.Module
-        Module of a kind that :func:`linear_kind` knows.
-    input : torch.Tensor
-        Its input.
-    weight : torch.Tensor
-        The weight to use, of the shape of the module's.
-    output : torch.Tensor, optional
-        An output of the module: its spatial size decides that of a transposed convolution's.
-    """
-    kind = linear_kind(module)
-    if kind == "linear":
-        return F.linear(input, weight)
-    if kind == "transposed linear":
-        return input @ weight
-    if kind == "convolution":
-        return module._conv_forward(input, weight, None)
-    spatial = len(module.kernel_size)
-    function = (F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d)[spatial - 1]
-    size = None if output is None else list(output.shape[-spatial:])
-    padding = module._output_padding(
-        input, size, module.stride, module.padding, module.kernel_size, spatial, module.dilation
-    )
-    return function(input, weight, None, module.stride, module.padding, padding, module.groups, module.dilation)
-
-
-def linear_vjp(module: Any, input: Tensor, weight: Tensor, signal: Tensor) -> Tensor:
-    """Return the vector-Jacobian product of :func:`linear_map` at ``input``, without its forward where there is a way.
-
-    Parameters
-    ----------
-    module : torch.nn.Module
-        Module of a kind that :func:`linear_kind` knows.
-    input : torch.Tensor
-        Its input; for most kinds only the shape is used.
-    weight : torch.Tensor
-        The weight to use.
-    signal : torch.Tensor
-        Signal at the output.
-    """
-    kind = linear_kind(module)
-    if kind == "linear":
-        return signal @ weight
-    if kind == "transposed linear":
-        return signal @ weight.T
-    spatial = len(module.kernel_size)
-    settings = (module.stride, module.padding, module.dilation, module.groups)
-    if kind == "transposed convolution":
-        # the transpose of a transposed convolution is the convolution with the same weight
-        return (F.conv1d, F.conv2d, F.conv3d)[spatial - 1](signal, weight, None, *settings)
-    if module.padding_mode == "zeros" and not isinstance(module.padding, str) and input.ndim == spatial + 2:
-        function = (torch.nn.grad.conv1d_input, torch.nn.grad.conv2d_input, torch.nn.grad.conv3d_input)[spatial - 1]
-        return function(input.shape, weight, signal, *settings)
-    with torch.enable_grad():
-        point = torch.zeros_like(input, requires_grad=True)
-        return torch.autograd.grad(
-            linear_map(module, point, weight), point, signal, create_graph=torch.is_grad_enabled()
-        )[0]
-
-
-class AbsoluteProduct(Function):
-    """``A = |W| |x|``; backward: ``sign(x) * |W|ᵀ t``, with ``|W|`` made anew, so that no copy of it is kept."""
-
-    @staticmethod
-    def forward(ctx: Any, input: Tensor, module: Any, output: Tensor) -> Tensor:
-        ctx.save_for_backward(input)
-        ctx.module = module
-        return linear_map(module, input.abs(), module.weight.abs(), output)
-
-    @staticmethod
-    def backward(ctx: Any, signal: Tensor) -> tuple[Tensor, None, None]:
-        (input,) = ctx.saved_tensors
-        return input.sign() * linear_vjp(ctx.module, input, ctx.module.weight.abs(), signal), None, None
 
 
 class Share(Function):
@@ -353,7 +251,7 @@ class LinearRule(LayerRule):
     split: bool = True
     #: Whether the rule is plain autograd in the gradient form.
     trivial: bool = False
-    parameter_names = ("stabilizer", "zero_params")
+    parameter_names: ClassVar[tuple[str, ...]] = ("stabilizer", "zero_params")
 
     def __init__(self, stabilizer: float | Stabilize = 1e-6, zero_params: str | list[str] | None = None) -> None:
         super().__init__()
@@ -400,7 +298,7 @@ class LinearRule(LayerRule):
         channels_last = linear_kind(module) in (None, "linear", "transposed linear")
         return bias if channels_last else bias.reshape(-1, *(1,) * len(module.kernel_size))
 
-    def parts(self, module: Any, output: Tensor, absolute: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    def parts(self, module: Any, output: Tensor, absolute: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Return ``z``, ``z`` with the zeroed parameters, and its positive and negative contributions P and N."""
         output, absolute, bias = wide(output), wide(absolute), wide(self.bias(module, output))
         product = output - bias
@@ -440,7 +338,7 @@ class Epsilon(LinearRule):
     """
 
     split = False
-    parameter_names = ("epsilon", "zero_params")
+    parameter_names: ClassVar[tuple[str, ...]] = ("epsilon", "zero_params")
 
     def __init__(self, epsilon: float | Stabilize = 1e-6, zero_params: str | list[str] | None = None) -> None:
         super().__init__(epsilon, zero_params)
@@ -482,7 +380,7 @@ class Gamma(LinearRule):
         Names of parameters that are taken as zero.
     """
 
-    parameter_names = ("gamma", "stabilizer", "zero_params")
+    parameter_names: ClassVar[tuple[str, ...]] = ("gamma", "stabilizer", "zero_params")
 
     def __init__(
         self,
@@ -553,7 +451,7 @@ class AlphaBeta(LinearRule):
         If the weights are negative or do not differ by one.
     """
 
-    parameter_names = ("alpha", "beta", "stabilizer", "zero_params")
+    parameter_names: ClassVar[tuple[str, ...]] = ("alpha", "beta", "stabilizer", "zero_params")
 
     def __init__(
         self,

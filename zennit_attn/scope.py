@@ -16,6 +16,7 @@ import warnings
 import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from types import FrameType
 from typing import Any
 
 import torch
@@ -139,11 +140,11 @@ class CheckpointHandle:
         ``(policy, function, args) -> output``: runs a forward with operator rules.
     """
 
-    def __init__(self, module: torch.nn.Module, rerun: Callable[[Policy, Any, Any], Any]) -> None:
+    def __init__(self, module: Any, rerun: Callable[[Policy, Any, Any], Any]) -> None:
         self.module, self.before, self.active = module, module._gradient_checkpointing_func, True
 
         def checkpointed(function: Any, *args: Any, **kwargs: Any) -> Any:
-            policy = enclosing_policy()
+            policy = enclosing_policy() or Policy()
 
             def again(*inner: Any) -> Any:
                 if _state.mode is not None:
@@ -153,9 +154,9 @@ class CheckpointHandle:
                         "the backward pass of a model with gradient checkpointing got to a layer after its composite "
                         "was removed; expected it inside of the context, which has to compute the layer again."
                     )
-                return rerun(policy, function, inner)  # type: ignore[arg-type]
+                return rerun(policy, function, inner)
 
-            return self.before(again, *args, **kwargs)  # type: ignore[operator]
+            return self.before(again, *args, **kwargs)
 
         module._gradient_checkpointing_func = checkpointed
 
@@ -238,12 +239,12 @@ def place() -> tuple[str, str]:
     """Return the dotted name and the type of the innermost module in which the code is running."""
     root = None if _state.mode is None else _state.mode.root
     names = {} if root is None else {module: name or "the model itself" for name, module in root.named_modules()}
-    frame = sys._getframe(1)
+    frame: FrameType | None = sys._getframe(1)
     while frame is not None:
         module = frame.f_locals.get("self")
         if isinstance(module, torch.nn.Module):
             return names.get(module, "a module outside of the model"), type(module).__name__
-        frame = frame.f_back  # type: ignore[assignment]
+        frame = frame.f_back
     return "", "no module"
 
 
@@ -256,7 +257,7 @@ def report(function: Any) -> None:
         If the composite is strict.
     """
     name, kind = place()
-    function_name = getattr(function, "__qualname__", None) or getattr(function, "__name__", repr(function))
+    function_name = str(getattr(function, "__qualname__", None) or getattr(function, "__name__", repr(function)))
     message = (
         f"no rule is known for {function_name}, called in {name!r} ({kind}): got an operation on the relevance path "
         "that is neither ruled, linear nor routing, and what it passes back is the plain gradient. "

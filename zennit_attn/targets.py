@@ -139,7 +139,7 @@ class Label(Target):
 
     def of_classes(self, logits: Tensor) -> Tensor:
         """Return one at the label."""
-        labels = per_sample("label", self.label, *logits.shape, logits.device)
+        labels = per_sample("label", self.label, len(logits), logits.shape[1], logits.device)
         return torch.zeros_like(logits).scatter_(1, labels[:, None], 1.0)
 
 
@@ -177,7 +177,7 @@ class Labels(Target):
         """Return the weights at the labels."""
         weights = torch.zeros_like(logits)
         for label, share in zip(self.labels, self.shares, strict=True):
-            weights[:, per_sample("label", label, *logits.shape, logits.device)[0]] += share
+            weights[:, per_sample("label", label, 1, logits.shape[1], logits.device)] += share
         return weights
 
 

@@ -1,0 +1,131 @@
+"""The functions of torch that can carry relevance, by kind.
+
+This module does not say how a kind is explained: see :mod:`zennit_attn.operators`.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterator
+from functools import lru_cache
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+
+#: A name in KINDS stands for every function of that name in these.
+NAMESPACES = (torch, torch.Tensor, F, torch.special, torch.linalg, torch.fft, torch._C._nn)
+
+#: Names of functions by kind.
+KINDS: dict[str, str] = {
+    # relevance moves with the elements: plain autograd in both forms
+    "routing": """
+        view view_as reshape reshape_as transpose t T mT H adjoint permute movedim moveaxis swapaxes swapdims flatten
+        unflatten squeeze unsqueeze ravel expand expand_as broadcast_to broadcast_tensors repeat repeat_interleave tile
+        cat concat concatenate stack hstack vstack dstack column_stack split split_with_sizes tensor_split chunk
+        hsplit vsplit dsplit unbind unsafe_split unsafe_chunk getitem setitem index_select gather take take_along_dim
+        narrow select slice_scatter select_scatter diagonal diag_embed as_strided unfold pad roll flip fliplr flipud
+        rot90 masked_fill masked_scatter masked_select where scatter index_put index_copy index_fill tril triu diag
+        contiguous clone detach alias to type type_as float double half bfloat16 cpu cuda requires_grad_ copy_ set_
+        fill_ zero_ max min amax amin maximum minimum topk sort kthvalue median mode cummax cummin dropout dropout1d
+        dropout2d dropout3d alpha_dropout feature_dropout max_pool1d max_pool2d max_pool3d adaptive_max_pool1d
+        adaptive_max_pool2d adaptive_max_pool3d embedding pixel_shuffle pixel_unshuffle channel_shuffle
+        native_channel_shuffle atleast_1d atleast_2d atleast_3d meshgrid block_diag real imag view_as_real
+        view_as_complex resolve_conj resolve_neg positive iter resize_as_ nan_to_num register_hook retain_grad
+    """,
+    # linear in every tensor together, also a product while only one factor depends on the input
+    "linear": """
+        add sub subtract rsub neg negative sum nansum mean cumsum diff linear conv1d conv2d conv3d conv_transpose1d
+        conv_transpose2d conv_transpose3d conv_tbc avg_pool1d avg_pool2d avg_pool3d adaptive_avg_pool1d
+        adaptive_avg_pool2d adaptive_avg_pool3d index_add scatter_add scatter_reduce interpolate upsample fold
+        trace lerp grid_sample conj fft ifft rfft irfft fft2 ifft2 rfft2 irfft2 fftn ifftn rfftn irfftn hfft ihfft
+        fftshift ifftshift
+    """,
+    "product": "mul multiply",
+    "matmul": "matmul mm bmm mv dot inner outer ger vdot einsum tensordot kron chain_matmul multi_dot bilinear "
+    "grouped_mm _grouped_mm cross",
+    "added product": "addmm addbmm baddbmm addmv addr addcmul",
+    "division": "div divide true_divide truediv",
+    "reversed division": "rdiv rtruediv",
+    "reciprocal": "rsqrt reciprocal",
+    "statistic": "var std var_mean std_mean norm vector_norm",
+    "unit": "normalize",
+    "power": "pow float_power",
+    "softmax": "softmax _softmax_backward_data",
+    "attention": "scaled_dot_product_attention",
+    "activation": """
+        relu relu6 gelu silu tanh sigmoid expit elu selu celu leaky_relu prelu rrelu hardtanh hardswish hardsigmoid
+        mish softplus softsign tanhshrink hardshrink softshrink threshold logsigmoid erf square sqrt abs absolute
+        clamp clip clamp_min clamp_max
+    """,
+    "layer norm": "layer_norm",
+    "rms norm": "rms_norm",
+    "group norm": "group_norm",
+    "instance norm": "instance_norm",
+    "batch norm": "batch_norm",
+    "fused attention module": "multi_head_attention_forward",
+}
+
+
+def getter(attribute: Any) -> Callable[..., Any]:
+    """Return the function that an attribute of tensors is to ``__torch_function__``."""
+    return attribute.__get__
+
+
+def named(name: str) -> Iterator[tuple[Callable[..., Any], bool]]:
+    """Yield every function of a name, its operator and in-place variants, each with whether it writes in place."""
+    in_place = name.endswith("_") or name == "setitem"
+    variants = [(name, in_place), (f"__{name}__", in_place), (f"__r{name}__", in_place)]
+    if not in_place:
+        variants += [(f"{name}_", True), (f"__i{name}__", True)]
+    for namespace in NAMESPACES:
+        for variant, writes in variants:
+            function = getattr(namespace, variant, None)
+            if callable(function) and not inspect.isclass(function) and not inspect.ismodule(function):
+                yield function, writes
+    attribute = getattr(torch.Tensor, name, None)
+    if inspect.isdatadescriptor(attribute):
+        yield getter(attribute), False
+
+
+@lru_cache(maxsize=1)
+def functions() -> dict[Callable[..., Any], tuple[str, str, bool]]:
+    """Return the kind, the name and whether it writes in place, of every function that is known."""
+    found: dict[Callable[..., Any], tuple[str, str, bool]] = {}
+    for kind, names in KINDS.items():
+        for name in names.split():
+            for function, writes in named(name):
+                found.setdefault(function, (kind, name, writes))
+    return found
+
+
+#: Called when a function becomes known: what was made of the functions known before is out of date.
+caches: list[Callable[[], None]] = []
+
+
+def register_operator(function: Callable[..., Any], kind: str) -> None:
+    """Make a function known to the operator rules.
+
+    Parameters
+    ----------
+    function : callable
+        A function that reaches ``__torch_function__``, as the report of an unknown operation names it.
+    kind : str
+        One of :data:`KINDS`: ``"linear"``, ``"routing"``, ``"activation"`` (element-wise), ``"product"``, ...
+
+    Raises
+    ------
+    ValueError
+        If there is no such kind.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from zennit_attn import register_operator
+    >>> register_operator(torch.sinh, "activation")
+    """
+    if kind not in KINDS:
+        raise ValueError(f"got the kind {kind!r}, expected one of {sorted(KINDS)}")
+    functions()[function] = (kind, getattr(function, "__name__", repr(function)), False)
+    for forget in caches:
+        forget()

@@ -1,0 +1,218 @@
+"""Composites on a model: registered on one instance at a time, in one form, and undone without a trace.
+
+This module does not decide which rule goes where: see :mod:`zennit_attn.composites`.
+"""
+
+from __future__ import annotations
+
+import copy
+import weakref
+from typing import Any, TypeVar
+
+import torch
+from zennit.core import Composite, Hook, RemovableHandleList
+
+from .conversion import adopt
+from .operators import Form
+from .rules import Rule
+from .scope import FrozenHandle, refuse_foreign
+
+T = TypeVar("T")
+
+#: Attention implementations whose kernels the rules see; others call kernels that no rule can look into.
+ATTENTION_IMPLEMENTATIONS = (None, "eager", "sdpa")
+
+_registered: weakref.WeakKeyDictionary[torch.nn.Module, Composite] = weakref.WeakKeyDictionary()
+
+
+class ScopedComposite(Composite):
+    """Base of composites that hold for one model instance, in one form, and undo everything.
+
+    Parameters
+    ----------
+    module_map : callable
+        ``(ctx, name, module) -> Hook or None``, as in :class:`zennit.core.Composite`.
+    canonizers : list of zennit.canonizers.Canonizer, optional
+        Canonizers to apply before the hooks.
+    """
+
+    form: Form = "relevance"
+
+    def register(self, module: torch.nn.Module) -> None:
+        """Apply canonizers and rules to a model, and freeze its parameters, until :meth:`remove`.
+
+        Parameters
+        ----------
+        module : torch.nn.Module
+            The model.
+
+        Raises
+        ------
+        RuntimeError
+            If this composite is registered already, or another one is on a part of the model.
+        """
+        if self.handles:
+            raise RuntimeError(
+                f"this {type(self).__name__} is registered already; expected one context at a time. Leave the other "
+                "context first, or make a second composite for the second model."
+            )
+        refuse_nesting(module)
+        try:
+            self.handles.append(_Registration(self, module))
+            self.handles.append(FrozenHandle(module))
+            for canonizer in self.canonizers:
+                self.handles.extend(canonizer.apply(module))
+            ctx: dict[Any, Any] = {}
+            for name, child in module.named_modules():
+                template = self.module_map(ctx, name, child)
+                if template is not None:
+                    rule = adopt(template, self.form)
+                    self.hook_refs.add(rule)
+                    self.handles.append(_Owned(rule, rule.register(child)))
+        except BaseException:
+            self.remove()
+            raise
+
+    def remove(self) -> None:
+        """Remove all rules, then what the canonizers changed, in the reverse order of :meth:`register`."""
+        self.handles.reverse()
+        super().remove()
+
+    def inactive(self) -> Any:
+        """Not possible: rules act in the forward pass.
+
+        Raises
+        ------
+        RuntimeError
+            Always.
+        """
+        raise RuntimeError(
+            "inactive() got a composite whose rules act in the forward pass, so that a backward pass cannot turn them "
+            "off; leave the context for the plain gradient. Second-order gradients (create_graph=True) of the "
+            "gradient form go through the rules, too."
+        )
+
+    def in_gradient_form(self) -> ScopedComposite:
+        """Return a copy in the Input x Gradient form."""
+        twin = copy.copy(self)
+        twin.handles, twin.hook_refs, twin.form = RemovableHandleList(), weakref.WeakSet(), "gradient"
+        twin.module_map = getattr(twin, self.module_map.__name__)
+        return twin
+
+
+class _Owned:
+    """Keep a rule alive for as long as it is registered."""
+
+    def __init__(self, rule: Rule, handles: RemovableHandleList) -> None:
+        self.rule, self.handles = rule, handles
+
+    def remove(self) -> None:
+        self.handles.remove()
+
+
+class _Registration:
+    """Remember on which modules a composite is, until it is removed."""
+
+    def __init__(self, composite: Composite, model: torch.nn.Module) -> None:
+        self.modules = list(model.modules())
+        for module in self.modules:
+            _registered[module] = composite
+
+    def remove(self) -> None:
+        for module in self.modules:
+            _registered.pop(module, None)
+
+
+def refuse_nesting(model: torch.nn.Module) -> None:
+    """Raise if a composite, of this package or of zennit, is registered on a part of the model.
+
+    Raises
+    ------
+    RuntimeError
+        If there is one; the message names it.
+    """
+    refuse_foreign(model)
+    for name, module in model.named_modules():
+        if module in _registered:
+            raise RuntimeError(
+                f"{type(_registered[module]).__name__} is registered on {name or 'the model'!r} already; expected a "
+                "model without rules. Two composites cannot be nested: leave the first context, or join them by "
+                "layer_map and name_map."
+            )
+
+
+class ConvertedComposite(ScopedComposite):
+    """Any composite of zennit, with every rule in the gradient form.
+
+    Parameters
+    ----------
+    composite : zennit.core.Composite
+        Composite to convert; it stays as it is.
+    """
+
+    form = "gradient"
+
+    def __init__(self, composite: Composite) -> None:
+        self.composite = composite
+        super().__init__(module_map=self.mapping, canonizers=composite.canonizers)
+
+    def mapping(self, ctx: dict[Any, Any], name: str, module: torch.nn.Module) -> Hook | None:
+        """Return the rule of a module."""
+        return self.composite.module_map(ctx, name, module)
+
+
+def refuse_hidden(model: torch.nn.Module) -> None:
+    """Raise if a model computes something where no rule can look.
+
+    Raises
+    ------
+    ValueError
+        If its attention implementation is not one of :data:`ATTENTION_IMPLEMENTATIONS`, or timm checkpoints it.
+    """
+    for name, module in model.named_modules():
+        chosen = getattr(getattr(module, "config", None), "_attn_implementation", None)
+        if isinstance(chosen, str) and chosen not in ATTENTION_IMPLEMENTATIONS:
+            raise ValueError(
+                f"{name or type(model).__name__!r} got attn_implementation={chosen!r}, expected 'sdpa' or 'eager': "
+                "its kernel would pass back the plain gradient. Load the model with attn_implementation='sdpa'."
+            )
+        if getattr(module, "grad_checkpointing", False):
+            raise ValueError(
+                f"{name or type(model).__name__!r} checkpoints its blocks in a way that computes them again without "
+                "rules; expected model.set_grad_checkpointing(False)."
+            )
+
+
+def input_x_gradient(rule: T) -> T:
+    """Convert a composite, or a single hook, to the Input x Gradient form.
+
+    In this form the backward signal at a tensor ``a`` is ``g_a = R_a / a``: input times gradient is relevance, at any
+    tensor. Linear operations need no rule in it, which makes it the fast one.
+
+    Parameters
+    ----------
+    rule : zennit.core.Composite or zennit.core.Hook
+        What to convert; it stays as it is.
+
+    Returns
+    -------
+    zennit.core.Composite or zennit.core.Hook
+        The same rules, each in the gradient form.
+
+    Raises
+    ------
+    TypeError
+        If something else is given, or a hook that cannot be converted.
+
+    Examples
+    --------
+    >>> from zennit.rules import Epsilon
+    >>> from zennit_attn import input_x_gradient
+    >>> input_x_gradient(Epsilon()).form
+    'gradient'
+    """
+    if isinstance(rule, ScopedComposite):
+        return rule.in_gradient_form()
+    if isinstance(rule, Composite):
+        return ConvertedComposite(rule)
+    return adopt(rule, "gradient")
