@@ -9,6 +9,8 @@ import torch
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 sys.path.insert(0, str(Path(__file__).parent))
+# the models are tiny: more threads would only wait for each other
+torch.set_num_threads(1)
 
 
 @pytest.fixture(autouse=True)

@@ -37,7 +37,7 @@ def linear(x, weight, bias, relevance, epsilon=0.0):
     """``R_i = Σ_j x_i w_ji / (z_j + ε sign z_j) R_j``, with ``z = W x + b``; ε = 0 is LRP-0."""
     contributions = x.unsqueeze(-2) * weight  # (..., out, in)
     z = contributions.sum(-1) + (0 if bias is None else bias)
-    z = z + epsilon * torch.where(z < 0, -1.0, 1.0)
+    z = torch.where(z < 0, z - epsilon, z + epsilon)
     return share(contributions, z.unsqueeze(-1), relevance.unsqueeze(-1)).sum(-2)
 
 
@@ -344,7 +344,8 @@ class LlamaBlock:
         on_mixed = to_heads(linear(self.mixed, p["o"], None, on_attended, eps), self.heads)
         on_rq, on_rk, on_v, _, kept = attention(self.rq, self.rk, self.v, on_mixed, self.mask, rule=self.rule)
         on_q, on_k = (linear(side, self.turn, None, on) for side, on in ((self.q, on_rq), (self.k, on_rk)))
-        on_n1 = sum(linear(self.n1, p[n], None, from_heads(on), eps) for n, on in zip("qkv", (on_q, on_k, on_v)))
+        on_heads = zip("qkv", (on_q, on_k, on_v), strict=True)
+        on_n1 = sum(linear(self.n1, p[name], None, from_heads(on), eps) for name, on in on_heads)
         return on_x + rms_norm(self.x, self.x.shape[-1:], p["norm1"], on_n1, self.eps), kept
 
 

@@ -187,6 +187,31 @@ def is_shielded() -> bool:
     return _state.shielded
 
 
+class WrappedForward:
+    """A module instance's forward, with something around it for as long as it is active.
+
+    Parameters
+    ----------
+    forward : callable
+        The forward to wrap.
+    around : callable
+        ``(forward, args: tuple, kwargs: dict) -> output``.
+    """
+
+    def __init__(self, forward: Any, around: Callable[[Any, Any, Any], Any]) -> None:
+        functools.update_wrapper(self, forward)
+        self.forward, self.around, self.active = forward, around, True
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return self.around(self.forward, args, kwargs) if self.active else self.forward(*args, **kwargs)
+
+    def __reduce__(self) -> Any:
+        raise RuntimeError(
+            "got an order to copy or to save a model on which a composite is registered, the copy of which would run "
+            "the original's forward; expected a model without rules: leave the context first."
+        )
+
+
 class ForwardHandle:
     """Something around one module instance's forward, until it is removed.
 
@@ -199,20 +224,14 @@ class ForwardHandle:
     """
 
     def __init__(self, module: torch.nn.Module, around: Callable[[Any, Any, Any], Any]) -> None:
-        self.module, self.active = module, True
+        self.module = module
         self.before = vars(module).get("forward")
-        forward = module.forward
-
-        @functools.wraps(forward)
-        def wrapped(*args: Any, **kwargs: Any) -> Any:
-            return around(forward, args, kwargs) if self.active else forward(*args, **kwargs)
-
-        self.wrapped = wrapped
-        module.forward = wrapped
+        self.wrapped = WrappedForward(module.forward, around)
+        module.forward = self.wrapped
 
     def remove(self) -> None:
         """Take it off; whatever was wrapped around it in between stays, and calls the original forward."""
-        self.active = False
+        self.wrapped.active = False
         if vars(self.module).get("forward") is not self.wrapped:
             return
         del self.module.forward
