@@ -67,7 +67,9 @@ def timm_vit():
 def without_constants(model):
     """Set every additive constant of a model to zero: biases, positions, class and mask tokens."""
     for name, parameter in model.named_parameters():
-        if name.rsplit(".", 1)[-1] == "bias" or any(word in name for word in ("position", "token_type", "wpe", "cls", "pos_emb")):
+        if name.rsplit(".", 1)[-1] == "bias" or any(
+            word in name for word in ("position", "token_type", "wpe", "cls", "pos_emb")
+        ):
             torch.nn.init.zeros_(parameter)
     return model
 

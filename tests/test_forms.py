@@ -108,7 +108,7 @@ def test_retained_gradients_are_relevance_at_inner_tensors(title):
 def test_zennit_gradient_returns_relevance():
     model = models.llama().double().eval()
     x = torch.randn(1, models.POSITIONS, models.WIDTH, dtype=torch.float64)
-    expected, explained = models.explain(model, AttnLRPComposite(), x)
+    expected, _ = models.explain(model, AttnLRPComposite(), x)
     adapter = EmbeddingAdapter(model)
     chosen = int(models.logits_of(model, x).argmax())
 

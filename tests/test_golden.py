@@ -20,7 +20,7 @@ TOLERANCE = {"gpt2": 1e-6, "gpt2-cp": 1e-6, "vit-0.1_0": 1e-6, "vit-0.25_0.05": 
 def load(file, attention):
     with safe_open(file, "pt") as content:
         meta = content.metadata()
-        tensors = {key: content.get_tensor(key) for key in content.keys()}  # noqa: SIM118
+        tensors = {key: content.get_tensor(key) for key in content.keys()}
     config, rules = json.loads(meta["config"]), json.loads(meta["extra"])
     if meta["model_class"] == "VisionTransformer":
         model = torchvision.models.VisionTransformer(**config)

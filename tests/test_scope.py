@@ -235,9 +235,7 @@ def test_several_targets_from_one_forward(form, batched):
         if batched:
             (together,) = torch.autograd.grad(logits, leaf, starts, is_grads_batched=True)
         else:
-            together = torch.stack(
-                [torch.autograd.grad(logits, leaf, row, retain_graph=True)[0] for row in starts]
-            )
+            together = torch.stack([torch.autograd.grad(logits, leaf, row, retain_graph=True)[0] for row in starts])
     # float32 islands of RMSNorm, batched or not
     torch.testing.assert_close(together, torch.stack(alone), rtol=1e-6, atol=1e-12)
 

@@ -157,18 +157,20 @@ class InputXGradient(Attributor):
             # a copy, so that a model that writes into its embeddings does not write into the leaf
             return leaves[0].clone().view_as(output)
 
-        handles = [table.register_forward_hook(catch, with_kwargs=True) for table in embeddings(self.model)]
-        try:
-            output = self.run(name, ids, rest)
-        finally:
-            for handle in handles:
-                handle.remove()
-        if not leaves:
-            raise RuntimeError(
-                f"got token ids of shape {tuple(ids.shape)}, but no embedding of {type(self.model).__name__} was "
-                "looked up with them; expected a model that embeds its ids. Explain inputs_embeds instead."
-            )
-        return output, leaves[0]
+        for tables in embeddings(self.model):
+            # before the hooks that collect inner relevance, which are to see the leaf's graph
+            handles = [table.register_forward_hook(catch, with_kwargs=True, prepend=True) for table in tables]
+            try:
+                output = self.run(name, ids, rest)
+            finally:
+                for handle in handles:
+                    handle.remove()
+            if leaves:
+                return output, leaves[0]
+        raise RuntimeError(
+            f"got token ids of shape {tuple(ids.shape)}, but no embedding of {type(self.model).__name__} was looked up "
+            "with them; expected a model that embeds its ids. Explain inputs_embeds instead."
+        )
 
     def signals(self, output: Tensor, attr_output_fn: Any, mask: Tensor | None, sources: list[Tensor]) -> list[Tensor]:
         """Return the gradient at each source."""
@@ -177,14 +179,16 @@ class InputXGradient(Attributor):
         else:
             relevance = attr_output_fn(output)
             weights = divide(relevance.to(output.dtype).expand_as(output), output)
-        gradients = torch.autograd.grad(
-            output,
-            sources,
-            weights if self.create_graph else weights.detach(),
-            create_graph=self.create_graph,
-            retain_graph=self.retain_graph,
-            allow_unused=True,
-        )
+        gradients: tuple[Tensor | None, ...] = (None,)
+        if output.requires_grad:
+            gradients = torch.autograd.grad(
+                output,
+                sources,
+                weights if self.create_graph else weights.detach(),
+                create_graph=self.create_graph,
+                retain_graph=self.retain_graph,
+                allow_unused=True,
+            )
         if gradients[0] is None:
             raise RuntimeError(
                 "the explained output does not depend on the input; expected a path from one to the other. Is the "
@@ -255,14 +259,16 @@ def split_input(input: Any) -> tuple[str | None, Tensor, dict[str, Any]]:
     return names[0], value, {key: item for key, item in input.items() if key != names[0]}
 
 
-def embeddings(model: torch.nn.Module) -> list[torch.nn.Module]:
-    """Return the modules that may embed token ids: the model's own input embeddings first, if it names them."""
+def embeddings(model: Any) -> list[list[torch.nn.Module]]:
+    """Return the modules that may embed token ids: those that share the model's own embedding, then all there are."""
     tables: list[torch.nn.Module] = [module for module in model.modules() if isinstance(module, torch.nn.Embedding)]
     try:
-        own = model.get_input_embeddings()  # type: ignore[operator]
+        own = model.get_input_embeddings()
     except (AttributeError, NotImplementedError):
-        return tables
-    return [own] if isinstance(own, torch.nn.Module) else tables
+        return [tables]
+    weight = getattr(own, "weight", None)
+    shared = [table for table in tables if table.weight is weight and table is not own]
+    return [[own, *shared], tables] if isinstance(own, torch.nn.Module) else [tables]
 
 
 def relevance_of(value: Tensor, signal: Tensor) -> Tensor:

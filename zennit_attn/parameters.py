@@ -7,7 +7,7 @@ import inspect
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from zennit.core import Hook
+from zennit.core import Hook, Stabilizer
 
 from .rules import Rule
 
@@ -92,6 +92,6 @@ def closure_values(rule: Any) -> dict[str, Any]:
         values["zero_params"] = mods[0].zero_params
     if "stabilizer_fn" in values:
         stabilizer = values.pop("stabilizer_fn")
-        simple = vars(stabilizer) == {**vars(type(stabilizer)()), "epsilon": stabilizer.epsilon}
+        simple = isinstance(stabilizer, Stabilizer) and vars(stabilizer) == vars(Stabilizer(stabilizer.epsilon))
         values["stabilizer"] = values["epsilon"] = stabilizer.epsilon if simple else stabilizer
     return {**values, **{key: value for key, value in vars(rule).items() if key == "beta_smooth"}}

@@ -203,6 +203,7 @@ class WrappedForward:
         self.forward, self.around, self.active = forward, around, True
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Run the forward."""
         return self.around(self.forward, args, kwargs) if self.active else self.forward(*args, **kwargs)
 
     def __reduce__(self) -> Any:
