@@ -57,6 +57,10 @@ class Policy:
     norm: Literal["constant", "gradient"] = "constant"
     activation: Literal["identity", "gradient"] = "identity"
 
+    def key(self, form: Form) -> str:
+        """Return the name of the table of this policy in a form, see :func:`find`."""
+        return f"{self.attention} {self.product} {self.norm} {self.activation} {form}"
+
     @classmethod
     def choices(cls) -> dict[str, tuple[str, ...]]:
         """Return the valid choices of each field."""
@@ -154,14 +158,14 @@ def unit(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     return input / input.detach().norm(p, dim, keepdim=True).clamp_min(eps).expand_as(input)
 
 
-def power(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any], form: Form = "gradient") -> Any:
+def power(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any], name: str, form: Form) -> Any:
     """Take ``x ** n`` as a reciprocal for negative n, as an element-wise function otherwise."""
     exponent = kwargs.get("exponent", args[1] if len(args) > 1 else None)
     if isinstance(exponent, Tensor) and exponent.requires_grad:
         return unknown(function, args, kwargs)
     if isinstance(exponent, (int, float)) and exponent < 0:
         return constant(function, args, kwargs)
-    return activation(function, args, kwargs, form)
+    return activation(function, args, kwargs, name, form)
 
 
 def uniform_attention(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -262,10 +266,10 @@ def activation_call(
     return output
 
 
-def activation(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any], form: Form = "gradient") -> Any:
+def activation(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any], name: str, form: Form) -> Any:
     """Pass relevance on through an element-wise function of torch."""
     input, args, kwargs = elementwise(function, args, kwargs)
-    slope = SLOPES.get(functions()[function][1])
+    slope = SLOPES.get(name)
     if slope is not None and (args or kwargs):
         # the slope takes the function's own arguments, by position or by name
         slope = partial(lambda closed, x: closed(x, *args, **kwargs), slope)
@@ -384,9 +388,9 @@ def unknown(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any
 # --------------------------------------------------------------------------------------------------------------------
 
 
-def rules_by_kind(policy: Policy) -> dict[str, Rule]:
+def rules_by_kind(policy: Policy) -> dict[str, Callable[..., Any]]:
     """Return the rule of each kind that is not plain, in the gradient form."""
-    chosen: dict[str, Rule] = {
+    chosen: dict[str, Callable[..., Any]] = {
         "batch norm": batch_norm,
         "fused attention module": refuse,
         "softmax": {"uniform": plain, "value": constant, "gradient": plain}[policy.attention],
@@ -406,8 +410,6 @@ def rules_by_kind(policy: Policy) -> dict[str, Rule]:
 
 def in_relevance_form(rule: Rule) -> Rule:
     """Put a rule of the gradient form between two changes of form: ``x * vjp(R / z)``."""
-    if rule in (activation, power):
-        return partial(rule, form="relevance")
 
     def converted(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         if not operands(args, kwargs):
@@ -456,7 +458,6 @@ def writes(rule: Rule) -> Rule:
     return run
 
 
-@lru_cache(maxsize=64)
 def table(policy: Policy, form: Form) -> dict[Callable[..., Any], Rule | None]:
     """Return the rule of every known function in a form; None stands for plain autograd.
 
@@ -482,19 +483,37 @@ def table(policy: Policy, form: Form) -> dict[Callable[..., Any], Rule | None]:
     return entries
 
 
-caches.append(table.cache_clear)
+#: Rules by a number, and the numbers of functions by :meth:`Policy.key`.
+numbered: list[Rule] = [unknown]
+_numbers: dict[str, dict[Callable[..., Any], int]] = {}
+PLAIN, UNKNOWN = -1, 0
+caches.append(_numbers.clear)
 
 
-def _entry(rule: Rule | None, kind: str, name: str, writing: bool, form: Form) -> Rule | None:
+# a compiler takes the number as a constant, instead of tracing the table
+@torch.compiler.assume_constant_result
+def find(key: str, function: Callable[..., Any]) -> int:
+    """Return the number of a function's rule in the table of a key; :data:`PLAIN` stands for plain autograd."""
+    if key not in _numbers:
+        *choices, form = key.split()
+        _numbers[key] = numbers = {}
+        for known, rule in table(Policy(*choices), form).items():  # type: ignore[arg-type]
+            numbers[known] = PLAIN if rule is None else len(numbered)
+            if rule is not None:
+                numbered.append(rule)
+    return _numbers[key].get(function, UNKNOWN)
+
+
+def _entry(rule: Callable[..., Any] | None, kind: str, name: str, writing: bool, form: Form) -> Rule | None:
     """Return the rule of one function, given the rule of its kind in the gradient form."""
-    if form == "relevance":
-        if kind == "routing":
-            return overwriting if writing else None
+    if form == "relevance" and kind == "routing":
+        return overwriting if writing else None
+    if rule in (activation, power):
+        rule = writes(partial(rule, name=name, form=form))
+    elif form == "relevance":
         rule = in_relevance_form(plain if rule is None else rule)
     if rule is None:
         return None
-    if kind in ("activation", "power"):
-        rule = writes(rule)
     if form == "gradient" and kind in ("division", "added product"):
         return rule  # these change operands only, and what is written is right under plain autograd
     if writing:

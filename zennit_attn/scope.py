@@ -23,7 +23,7 @@ import torch
 from torch.overrides import TorchFunctionMode
 from zennit.core import Hook
 
-from .operators import Form, Policy, table, unknown
+from .operators import PLAIN, Form, Policy, find, numbered
 
 
 class UnknownOperationWarning(UserWarning):
@@ -53,14 +53,14 @@ class OperatorMode(TorchFunctionMode):
         super().__init__()
         self.policy, self.form, self.strict, self.root = policy, form, strict, root
         #: None inside of a module that has a layer rule: nothing is intercepted there
-        self.table: dict[Callable[..., Any], Any] | None = table(policy, form)
+        self.key: str | None = policy.key(form)
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Call ``func`` by its rule."""
-        rule = None if self.table is None else self.table.get(func, unknown)
-        if rule is None:
+        number = PLAIN if self.key is None else find(self.key, func)
+        if number == PLAIN:
             return func(*args, **kwargs) if kwargs else func(*args)
-        return rule(func, args, kwargs or {})
+        return numbered[number](func, args, kwargs or {})
 
 
 class _State(threading.local):
@@ -103,12 +103,12 @@ def run_inside(
             f"{type(module).__name__} has operator rules in the {form} form, inside of a forward in the {mode.form} "
             "form; one graph has one form: convert the whole composite with input_x_gradient, not single hooks of it."
         )
-    before = mode.policy, mode.table
-    mode.policy, mode.table = policy, table(policy, form)
+    before = mode.policy, mode.key
+    mode.policy, mode.key = policy, policy.key(form)
     try:
         return forward(*args, **kwargs)
     finally:
-        mode.policy, mode.table = before
+        mode.policy, mode.key = before
 
 
 def refuse_foreign(model: torch.nn.Module) -> None:
@@ -170,16 +170,16 @@ class CheckpointHandle:
 def shield() -> Iterator[None]:
     """Intercept nothing: the module inside has a rule of its own."""
     mode, before = _state.mode, _state.shielded
-    looked_up = None if mode is None else mode.table
+    key = None if mode is None else mode.key
     _state.shielded = True
     if mode is not None:
-        mode.table = None
+        mode.key = None
     try:
         yield
     finally:
         _state.shielded = before
         if mode is not None:
-            mode.table = looked_up
+            mode.key = key
 
 
 def is_shielded() -> bool:
