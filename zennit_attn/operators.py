@@ -13,7 +13,7 @@ import inspect
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import lru_cache, partial
+from functools import partial
 from typing import Any, Literal, get_args
 
 import torch
@@ -84,8 +84,13 @@ def depends(value: Any) -> bool:
 def operands(args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Tensor]:
     """Return the arguments that depend on the explained input, those inside of lists too."""
     found: list[Tensor] = []
-    for value in (*args, *kwargs.values()):
-        found.extend(filter(depends, value) if isinstance(value, (list, tuple)) else filter(depends, (value,)))
+    # called for each product of a model: plain loops are what is fast here
+    for value in (*args, *kwargs.values()) if kwargs else args:
+        if isinstance(value, Tensor):
+            if value.requires_grad:
+                found.append(value)
+        elif isinstance(value, (list, tuple)):
+            found.extend(filter(depends, value))
     return found
 
 
@@ -163,9 +168,15 @@ def power(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any], name: st
     exponent = kwargs.get("exponent", args[1] if len(args) > 1 else None)
     if isinstance(exponent, Tensor) and exponent.requires_grad:
         return unknown(function, args, kwargs)
-    if isinstance(exponent, (int, float)) and exponent < 0:
+    if not isinstance(exponent, (int, float)):
+        return activation(function, args, kwargs, name, form)
+    if exponent < 0:
         return constant(function, args, kwargs)
-    return activation(function, args, kwargs, name, form)
+    if form == "relevance" or exponent == 0:
+        return activation(function, args, kwargs, name, form)
+    # the slope x ** (n - 1) is the derivative over n
+    output = function(*args, **kwargs)
+    return Scale.apply(output, 1 / exponent) if depends(output) else output
 
 
 def uniform_attention(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -491,7 +502,7 @@ caches.append(_numbers.clear)
 
 
 # a compiler takes the number as a constant, instead of tracing the table
-@torch.compiler.assume_constant_result
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
 def find(key: str, function: Callable[..., Any]) -> int:
     """Return the number of a function's rule in the table of a key; :data:`PLAIN` stands for plain autograd."""
     if key not in _numbers:

@@ -131,7 +131,7 @@ def refuse_nesting(model: torch.nn.Module) -> None:
     RuntimeError
         If there is one; the message names it.
     """
-    refuse_foreign(model)
+    refuse_foreign(model.named_modules())
     for name, module in model.named_modules():
         if module in _registered:
             raise RuntimeError(

@@ -24,7 +24,16 @@ from zennit.core import Hook, RemovableHandleList, Stabilizer
 from .functions import Enter, Leave, Scale
 from .linear import AbsoluteProduct, linear_kind, linear_map
 from .operators import Form, Policy, activation_call, depends
-from .scope import CheckpointHandle, ForwardHandle, FrozenHandle, enclosing_policy, is_shielded, run_inside, shield
+from .scope import (
+    CheckpointHandle,
+    ForwardHandle,
+    FrozenHandle,
+    enclosing_policy,
+    is_shielded,
+    refuse_foreign,
+    run_inside,
+    shield,
+)
 
 Stabilize = Callable[[Tensor], Tensor]
 
@@ -116,6 +125,7 @@ class Operators(Rule):
 
     def register(self, module: torch.nn.Module) -> RemovableHandleList:
         """Put the rules around one module's forward, and freeze its parameters until they are removed."""
+        modules = list(module.named_modules())
 
         def rerun(policy: Policy, forward: Any, args: Any, kwargs: Any = MappingProxyType({})) -> Any:
             return run_inside(policy, self.form, self.strict, module, forward, args, kwargs)
@@ -123,7 +133,10 @@ class Operators(Rule):
         def around(forward: Any, args: Any, kwargs: Any) -> Any:
             if is_shielded():
                 return forward(*args, **kwargs)
-            return rerun(self.policy(enclosing_policy()), forward, args, kwargs)
+            policy = enclosing_policy()
+            if policy is None and not torch.compiler.is_compiling():
+                refuse_foreign(modules)
+            return rerun(self.policy(policy), forward, args, kwargs)
 
         handles = RemovableHandleList([ForwardHandle(module, around), FrozenHandle(module)])
         handles += [

@@ -14,7 +14,7 @@ import sys
 import threading
 import warnings
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 from typing import Any
@@ -91,8 +91,6 @@ def run_inside(
     """
     mode = _state.mode
     if mode is None:
-        if not torch.compiler.is_compiling():
-            refuse_foreign(module)
         with OperatorMode(policy, form, strict, module) as _state.mode:
             try:
                 return forward(*args, **kwargs)
@@ -111,15 +109,22 @@ def run_inside(
         mode.policy, mode.key = before
 
 
-def refuse_foreign(model: torch.nn.Module) -> None:
+def refuse_foreign(modules: Iterable[tuple[str, torch.nn.Module]]) -> None:
     """Raise if rules of zennit are registered on a model in zennit's own way.
+
+    Parameters
+    ----------
+    modules : iterable of tuple
+        Names and modules of the model.
 
     Raises
     ------
     RuntimeError
         If there are any: two composites would each change the signal.
     """
-    for name, module in model.named_modules():
+    for name, module in modules:
+        if not (module._forward_pre_hooks or module._forward_hooks):
+            continue
         for hook in (*module._forward_pre_hooks.values(), *module._forward_hooks.values()):
             if isinstance(getattr(hook, "__self__", None), Hook):
                 raise RuntimeError(
