@@ -12,7 +12,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 MODEL_PATH = Path(__file__).resolve().parent / "models" / "agreement"
 MAX_PHRASES = 3
-ATTRACTOR_RATE = 0.8
+ATTRACTOR_RATE = 0.5
+# a determiner before every noun would let the model read the number of a noun at its determiner's position
+DETERMINER_RATE = 0.7
 HELD_OUT_SHARE = 10
 
 SPECIAL_TOKENS = ["<pad>", "<s>", "</s>", "<unk>"]
@@ -107,7 +109,8 @@ class Sentence:
 def _noun_phrase(rng, number):
     determiner = "the" if rng.random() < 0.6 else rng.choice(DETERMINERS)
     adjectives = rng.sample(ADJECTIVES, rng.choice([0, 0, 0, 1, 1, 2]))
-    return [determiner, *adjectives, rng.choice(NOUNS)[number]]
+    lead = [determiner] if rng.random() >= 1 - DETERMINER_RATE else []
+    return [*lead, *adjectives, rng.choice(NOUNS)[number]]
 
 
 def sentence(rng, attractors=None):

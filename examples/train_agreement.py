@@ -4,6 +4,7 @@ The defaults reproduce ``examples/models/agreement`` in a few minutes on one pro
 """
 
 import argparse
+import json
 import random
 from pathlib import Path
 
@@ -13,7 +14,6 @@ from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from tokenizers.normalizers import Lowercase
 from tokenizers.pre_tokenizers import Whitespace
-from tokenizers.processors import TemplateProcessing
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 BATCH_SIZE = 64
@@ -28,13 +28,12 @@ def build_tokenizer():
     Returns
     -------
     transformers.PreTrainedTokenizerFast
-        The tokenizer, which lowercases, splits at spaces and punctuation and prepends ``<s>``.
+        The tokenizer, which lowercases, and splits at spaces and punctuation.
     """
     ids = {token: index for index, token in enumerate(vocabulary())}
     tokenizer = Tokenizer(WordLevel(ids, unk_token="<unk>"))
     tokenizer.normalizer = Lowercase()
     tokenizer.pre_tokenizer = Whitespace()
-    tokenizer.post_processor = TemplateProcessing(single="<s> $A", special_tokens=[("<s>", ids["<s>"])])
     pad, bos, eos, unk = SPECIAL_TOKENS
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
@@ -129,7 +128,7 @@ def agreement_accuracy(model, tokenizer, items):
     ids = tokenizer([item.text for item in items], padding=True, return_tensors="pt").input_ids
     rows = range(len(items))
     # The tokenizer prepends one token: the verb's index among the words is that of the token before it.
-    logits = model(input_ids=ids).logits[rows, [item.verb for item in items]]
+    logits = model(input_ids=ids).logits[rows, [item.verb - 1 for item in items]]
     correct = tokenizer.convert_tokens_to_ids([item.correct for item in items])
     wrong = tokenizer.convert_tokens_to_ids([item.wrong for item in items])
     return (logits[rows, correct] > logits[rows, wrong]).float().mean().item()
@@ -154,6 +153,13 @@ def report(model, tokenizer, rng):
         print(f"held-out accuracy, {attractors} attractors: {agreement_accuracy(model, tokenizer, items):.4f}")
 
 
+def name_class(file):
+    """Name the tokenizer's class as transformers 4 and 5 both know it."""
+    config = json.loads(file.read_text(encoding="utf-8"))
+    config["tokenizer_class"] = "PreTrainedTokenizerFast"
+    file.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+
+
 def main():
     """Train, evaluate and save the model."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -171,6 +177,7 @@ def main():
     report(model.eval(), tokenizer, random.Random(args.seed + 1))
     model.save_pretrained(args.out)
     tokenizer.save_pretrained(args.out)
+    name_class(args.out / "tokenizer_config.json")
 
 
 if __name__ == "__main__":

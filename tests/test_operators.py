@@ -11,7 +11,6 @@ from zennit.attribution import Gradient
 from zennit.composites import LayerMapComposite, NameMapComposite
 
 from zennit_attn import AttnLRPComposite, CPLRPComposite, InputXGradient, input_x_gradient, register_operator
-from zennit_attn import operators as tables
 from zennit_attn.rules import CPLRP, AttnLRP, Epsilon, Operators
 from zennit_attn.scope import UnknownOperationError, UnknownOperationWarning
 
@@ -154,6 +153,12 @@ EINSUMS = {
         "bqhd,bkhd->bhqk",
         [(2, 3, 2, 4), (2, 5, 2, 4)],
     ),
+    "einsum-interleaved": (
+        lambda a, b: torch.einsum(a, [0, 1], b, [1, 2], [0, 2]),
+        "ij,jk->ik",
+        [(3, 4), (4, 2)],
+    ),
+    "kron": (lambda a, b: torch.kron(a, b).view(3, 2, 4, 2), "ij,kl->ikjl", [(3, 4), (2, 2)]),
     "einsum-implicit": (lambda a, b: torch.einsum("ij,jk", a, b), "ij,jk->ik", [(3, 4), (4, 2)]),
     "einsum-elementwise": (lambda a, b: torch.einsum("ij,ij->ij", a, b), "ij,ij->ij", [(3, 4), (3, 4)]),
     "einsum-3": (lambda a, b, c: torch.einsum("ij,jk,kl->il", a, b, c), "ij,jk,kl->il", [(2, 3), (3, 4), (4, 2)]),
@@ -213,6 +218,37 @@ def test_bilinear_layer_shares_equally(form):
         form,
         lambda relevance: oracle.einsum("bi,bj,oij->bo", [a, b, weight], relevance, explained=(0, 1)),
     )
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_cross_product_shares_equally(form):
+    a, b = tensors((2, 3), (2, 3))
+
+    def expected(relevance):
+        parity = torch.zeros(3, 3, 3, dtype=torch.float64)
+        for i, j, k in ((0, 1, 2), (1, 2, 0), (2, 0, 1)):
+            parity[i, j, k], parity[i, k, j] = 1, -1
+        return oracle.einsum("nj,nk,ijk->ni", [a, b, parity], relevance, explained=(0, 1))
+
+    check(lambda a, b: torch.linalg.cross(a, b), [a, b], "attnlrp", form, expected)
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_interpolation_by_a_weight_that_depends_on_the_input(form):
+    """``lerp(a, b, w)`` is ``a + w (b - a)``, or ``(1 - w) a + w b``; it is reported, or shared as one of the two."""
+    a, b, w = tensors((3, 4), (3, 4), (3, 4))
+    module = Calls(torch.lerp)
+    relevance = relevance_like(module(a, b, w))
+    try:
+        actual = explain(AttnLRPComposite(strict=True), module, [a, b, w], relevance, form)
+    except UnknownOperationError:
+        return
+    # w stands in 1 - w as well, with a constant that may take a share: w alone cannot get more than the product
+    total = torch.lerp(a, b, w)
+    on_product = oracle.addition([a, w * (b - a)], relevance)[1]
+    on_products = oracle.share(torch.stack([(1 - w) * a, w * b]), total, relevance)
+    on_w = [on_product / 2, (on_products[1] - oracle.share(w * a, total, relevance)) / 2]
+    assert any(torch.allclose(actual[2], wanted, rtol=1e-9, atol=1e-9) for wanted in on_w)
 
 
 @pytest.mark.parametrize("form", FORMS)
@@ -310,6 +346,20 @@ def test_added_products_are_a_sum_and_a_product(name, constant, form):
     check(call, [inputs[place] for place in free], "attnlrp", form, expected)
 
 
+@pytest.mark.parametrize("form", FORMS)
+def test_an_uninitialised_summand_that_is_switched_off(form):
+    """``torch.baddbmm(torch.empty(...), q, k, beta=0)``, as several models write their scores."""
+    a, b = tensors((2, 3, 4), (2, 4, 2))
+    nothing = torch.full((1,), torch.nan, dtype=torch.float64)
+    check(
+        lambda a, b: torch.baddbmm(nothing, a, b, beta=0, alpha=0.5),
+        [a, b],
+        "attnlrp",
+        form,
+        lambda relevance: oracle.matmul(a, b, relevance),
+    )
+
+
 # --------------------------------------------------------------------------------------------------------------------
 # Element-wise products (prop. 3.2), gates, division
 # --------------------------------------------------------------------------------------------------------------------
@@ -381,6 +431,29 @@ def test_gated_units(name, rule, form):
         return
     function = GATED.get(name, lambda g, u: F.silu(g).mul_(u))
     check(function, [gate, up], rule, form, lambda relevance: oracle.gated(gate, up, relevance, rule))
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize(
+    "move",
+    [
+        lambda gate: gate.clone(),
+        lambda gate: gate.unsqueeze(0).squeeze(0),
+        lambda gate: gate.transpose(0, 1).transpose(0, 1),
+        lambda gate: gate.to(torch.float32).to(torch.float64),
+        lambda gate: F.dropout(gate, 0.1, training=False),
+        lambda gate: torch.nn.Dropout(0.1).eval()(gate),
+        lambda gate: torch.cat(gate.chunk(2, -1), -1),
+    ],
+    ids=["clone", "squeeze", "transpose", "cast", "dropout", "dropout-module", "chunk-and-cat"],
+)
+def test_a_gate_that_is_moved_or_cast_is_still_the_gate(move, form):
+    """CP-LRP: the factor that an activation produced is a constant, in whatever shape and type it comes."""
+    gate, up = tensors((2, 3, 4), (2, 3, 4))
+    module = Calls(lambda gate, up: move(torch.sigmoid(gate)) * up)
+    relevance = relevance_like(module(gate, up))
+    actual = explain(CPLRPComposite(strict=True), module, [gate, up], relevance, form)
+    assert_relevance(actual, [torch.zeros_like(gate), relevance])
 
 
 @pytest.mark.parametrize("form", FORMS)
@@ -765,6 +838,67 @@ def test_self_attention_with_projections(style, mask, kv_heads, bias, rule, carr
     assert_relevance([actual], [expected_self_attention(module, x, relevance, rule, 1e-3)[0]])
 
 
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("rule", ["attnlrp", "cp"])
+@pytest.mark.parametrize("need_weights", [True, False])
+@pytest.mark.parametrize("mask", ["none", "causal", "padding", "both"])
+@pytest.mark.parametrize("bias", [True, False])
+def test_fused_multi_head_attention_module(bias, mask, need_weights, rule, form):
+    """:class:`torch.nn.MultiheadAttention`, by its projections and its product."""
+    torch.manual_seed(2)
+    fused = torch.nn.MultiheadAttention(8, 4, bias=bias, batch_first=True).double().eval()
+    for parameter in fused.parameters():
+        parameter.data = randn(*parameter.shape, seed=parameter.numel()) / 2
+    causal = oracle.causal_mask(3) == -torch.inf if mask in ("causal", "both") else None
+    padding = oracle.padding_mask([3, 2], 3).reshape(2, 3) == -torch.inf if mask in ("padding", "both") else None
+
+    class Wrapper(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.fused = fused
+
+        def forward(self, x):
+            return self.fused(x, x, x, key_padding_mask=padding, attn_mask=causal, need_weights=need_weights)[0]
+
+    x, module = randn(2, 3, 8), Wrapper()
+    relevance = relevance_like(module(x).detach())
+    (actual,) = explain(COMPOSITES[rule](strict=True), module, [x], relevance, form)
+
+    class Parts:
+        """The same attention, with projections of its own, for the oracle."""
+
+        heads = kv_heads = 4
+
+    for name, weight in zip("qkv", fused.in_proj_weight.detach().chunk(3), strict=True):
+        setattr(Parts, name, torch.nn.Linear(8, 8, bias, dtype=torch.float64))
+        getattr(Parts, name).weight.data = weight
+    if bias:
+        for name, value in zip("qkv", fused.in_proj_bias.detach().chunk(3), strict=True):
+            getattr(Parts, name).bias.data = value
+    Parts.o, Parts.mask = fused.out_proj, masks(mask, 2, 3)
+    assert_relevance([actual], [expected_self_attention(Parts, x, relevance, rule, 0.0)[0]])
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("style", ["sdpa", "matmul", "einsum"])
+def test_attention_in_half_precision(style, form):
+    """Within 10 % by the norm of the difference: bfloat16 rounds to 0.4 %, and what the softmax passes on cancels."""
+    q, k, v = (side.bfloat16() for side in tensors((2, 4, 6, 8), (2, 2, 6, 8), (2, 2, 6, 8)))
+    mask = masks("both", 2, 6)
+    function = core(style, 4, None)
+    module = Calls(lambda q, k, v: function(q, k, v, mask.to(q.dtype)))
+    leaves = [side.clone().requires_grad_() for side in (q, k, v)]
+    with (input_x_gradient(AttnLRPComposite()) if form == "gradient" else AttnLRPComposite()).context(module):
+        output = module(*leaves)
+        # relevance in proportion to the output, as where a logit is explained: its gradient is bounded
+        relevance = output.detach().double()
+        signals = torch.autograd.grad(output, leaves, signal_of(output, relevance.bfloat16(), form))
+    expected = oracle.attention(*(side.double() for side in (q, k, v)), relevance, mask)[:3]
+    for leaf, signal, wanted in zip(leaves, signals, expected, strict=True):
+        actual = relevance_of(leaf.double(), signal.double(), form)
+        assert float((actual - wanted).norm() / wanted.norm()) < 0.1
+
+
 # --------------------------------------------------------------------------------------------------------------------
 # Normalisation (prop. 3.4)
 # --------------------------------------------------------------------------------------------------------------------
@@ -1104,7 +1238,6 @@ AFFINE_FUNCTIONS = {
     "scatter_add": lambda x: torch.zeros(2, 3, 4, dtype=x.dtype).scatter_add(1, INDEX[:3, None].expand(2, 3, 4), x),
     "scatter_add_": lambda x: x.clone().scatter_add_(1, INDEX[:3, None].expand(2, 3, 4), x),
     "scatter": lambda x: torch.ones(2, 3, 4, dtype=x.dtype).scatter(1, INDEX[:1, None].expand(2, 1, 4), x[:, :1]),
-    "scatter-add": lambda x: x.scatter(1, INDEX[:1, None].expand(2, 1, 4), 2 * x[:, :1], reduce="add"),
     "scatter_reduce-sum": lambda x: x.scatter_reduce(1, INDEX[:1, None].expand(2, 1, 4), 2 * x[:, :1], reduce="sum"),
     "index_copy": lambda x: x.index_copy(1, INDEX[:2], 2 * x[:, :2]),
     "index_put": lambda x: x.index_put((INDEX[1:2],), 2 * x[1:]),
@@ -1128,6 +1261,9 @@ AFFINE_FUNCTIONS = {
     "dropout": lambda x: F.dropout(x, 0.5, training=False),
     "to": lambda x: x.to(torch.float64).contiguous(),
     "diagonal": lambda x: x.diagonal(dim1=1, dim2=2),
+    "complex-rotation": lambda x: torch.view_as_real(
+        torch.view_as_complex(x.unflatten(-1, (2, 2))) * torch.polar(torch.ones(3, 2).double(), randn(3, 2, seed=3))
+    ).flatten(-2),
     "fft": lambda x: torch.fft.irfft(torch.fft.rfft(x, dim=-1) * torch.tensor([1.0, 2.0, 0.5]), n=4, dim=-1),
 }
 
@@ -1715,15 +1851,15 @@ def test_a_backward_pass_after_the_context_gives_the_same_relevance(form):
 # --------------------------------------------------------------------------------------------------------------------
 
 
-@pytest.fixture
-def registry():
-    """Let a test register operators, and forget them afterwards."""
-    known = tables.functions()
-    before = dict(known)
-    yield
-    known.clear()
-    known.update(before)
-    tables.table.cache_clear()
+def overridable(function):
+    """A function that reaches operator rules, and that nobody has registered yet, so that no test changes another."""
+
+    def wave(*inputs):
+        if torch.overrides.has_torch_function(inputs):
+            return torch.overrides.handle_torch_function(wave, inputs, *inputs)
+        return function(*inputs)
+
+    return wave
 
 
 class Waves(torch.nn.Module):
@@ -1750,6 +1886,46 @@ def test_unknown_operations_are_reported(function, name, form):
             model(x)
         assert len(record) == 1
         model(x)  # once for each place: a second warning would be an error
+
+
+class Square(torch.autograd.Function):
+    """An operation with a backward pass of its own, as fused kernels bring it along."""
+
+    @staticmethod
+    def forward(ctx, x):
+        ctx.save_for_backward(x)
+        return x**2
+
+    @staticmethod
+    def backward(ctx, gradient):
+        return 2 * ctx.saved_tensors[0] * gradient
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize(
+    "function",
+    [
+        torch.exp,
+        lambda x: x.log(),
+        lambda x: F.log_softmax(x, -1),
+        lambda x: x.logsumexp(-1),
+        lambda x: x.prod(-1),
+        lambda x: x**x,
+        lambda x: torch.ops.aten.sin(x),
+        lambda x: torch.vmap(torch.sin)(x),
+        Square.apply,
+    ],
+    ids=["exp", "log", "log_softmax", "logsumexp", "prod", "power", "torch.ops", "vmap", "autograd.Function"],
+)
+def test_nothing_without_a_rule_passes_unnoticed(function, form):
+    model = Waves(function)
+    model.layers[0] = torch.nn.Softplus()
+    strict = AttnLRPComposite(strict=True)
+    with (
+        (input_x_gradient(strict) if form == "gradient" else strict).context(model),
+        pytest.raises(UnknownOperationError, match=r"layers\.1"),
+    ):
+        model(randn(2, 4).requires_grad_())
 
 
 @pytest.mark.parametrize("form", FORMS)
@@ -1797,9 +1973,10 @@ def test_what_does_not_depend_on_the_input_is_not_reported():
 
 
 @pytest.mark.parametrize("form", FORMS)
-def test_registered_operators_are_not_reported(registry, form):
-    register_operator(torch.sin, "activation")
-    model = Waves()
+@pytest.mark.parametrize("function", [overridable(torch.sin), torch.special.bessel_j0], ids=["own", "of torch"])
+def test_registered_operators_are_not_reported(function, form):
+    register_operator(function, "activation")
+    model = Waves(function)
     x = randn(2, 4)
     relevance = relevance_like(model(x).detach())
     layer = model.layers[0]
@@ -1809,8 +1986,9 @@ def test_registered_operators_are_not_reported(registry, form):
 
 
 @pytest.mark.parametrize("form", FORMS)
-def test_registered_products_share_equally(registry, form):
-    register_operator(torch.hypot, "product")
+def test_registered_products_share_equally(form):
+    function = overridable(torch.hypot)
+    register_operator(function, "product")
     a, b = tensors((3, 4), (3, 4))
 
     def expected(relevance):
@@ -1818,15 +1996,16 @@ def test_registered_products_share_equally(registry, form):
         # half of input times gradient: d hypot / da = a / hypot
         return [relevance / 2 * a * a / output**2, relevance / 2 * b * b / output**2]
 
-    check(torch.hypot, [a, b], "attnlrp", form, expected)
+    check(function, [a, b], "attnlrp", form, expected)
 
 
-def test_a_registration_holds_for_later_contexts_of_the_same_composite(registry):
-    composite, model = AttnLRPComposite(strict=True), Waves()
+def test_a_registration_holds_for_later_contexts_of_the_same_composite():
+    function = overridable(torch.sin)
+    composite, model = AttnLRPComposite(strict=True), Waves(function)
     x = randn(2, 4).requires_grad_()
-    with composite.context(model), pytest.raises(UnknownOperationError):
+    with composite.context(model), pytest.raises(UnknownOperationError, match=r"wave[\s\S]*layers\.1"):
         model(x)
-    register_operator(torch.sin, "activation")
+    register_operator(function, "activation")
     with composite.context(model):
         model(x)
 

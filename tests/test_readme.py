@@ -1,0 +1,67 @@
+"""Every command and every code block of the README."""
+
+import os
+import re
+import shlex
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+BLOCKS = re.findall(r"```(\w+)\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), re.DOTALL)
+COMMANDS = [part.strip() for kind, text in BLOCKS if kind == "shell" for part in text.split("&&")]
+
+
+def test_python_blocks_run_one_after_the_other(tmp_path):
+    code = "\n".join(text for kind, text in BLOCKS if kind == "python")
+    assert code.count("import") > 5
+    script = tmp_path / "readme.py"
+    # files that the README writes go to the temporary folder
+    script.write_text(code.replace('"mine.toml"', repr(str(tmp_path / "mine.toml"))))
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONWARNINGS": "error"}
+    done = subprocess.run(
+        [sys.executable, script], cwd=ROOT, env=environment, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert "keys" in done.stdout
+    assert "patch_embedding" in done.stdout
+
+
+def test_toml_blocks_are_composites(tmp_path):
+    from zennit_attn import load_composite
+
+    texts = [text for kind, text in BLOCKS if kind == "toml"]
+    assert texts
+    for number, text in enumerate(texts):
+        tomllib.loads(text)
+        file = tmp_path / f"{number}.toml"
+        file.write_text(text)
+        load_composite(file)
+
+
+def test_the_main_job(tmp_path):
+    (command,) = [command for command in COMMANDS if "quickstart.py" in command]
+    program, script, *options = shlex.split(command)
+    assert program == "python"
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(
+        [sys.executable, ROOT / script, *options], cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert "keys" in done.stdout
+    assert "conserved" in done.stdout
+    assert (tmp_path / "quickstart.png").stat().st_size > 50_000
+
+
+@pytest.mark.parametrize("command", [command for command in COMMANDS if "quickstart.py" not in command])
+def test_continuous_integration_runs_the_other_commands(command):
+    lines = [line.strip() for line in (ROOT / ".ci" / "run").read_text().splitlines()]
+    # the first installs for the main job, the others for the tests
+    assert command in lines or command == 'python -m pip install -e ".[examples]"'
+
+
+def test_there_are_no_other_kinds_of_blocks():
+    assert {kind for kind, _ in BLOCKS} == {"shell", "python", "toml"}
