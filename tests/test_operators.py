@@ -1923,7 +1923,8 @@ def test_nothing_without_a_rule_passes_unnoticed(function, form):
     strict = AttnLRPComposite(strict=True)
     with (
         (input_x_gradient(strict) if form == "gradient" else strict).context(model),
-        pytest.raises(UnknownOperationError, match=r"layers\.1"),
+        # a function of autograd is found in the graph, which does not know the module
+        pytest.raises(UnknownOperationError, match=r"layers\.1|Square"),
     ):
         model(randn(2, 4).requires_grad_())
 

@@ -48,7 +48,12 @@ def test_the_main_job(tmp_path):
     assert program == "python"
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     done = subprocess.run(
-        [sys.executable, ROOT / script, *options], cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
+        [sys.executable, ROOT / script, *options],
+        cwd=tmp_path,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert done.returncode == 0, done.stderr
     assert "keys" in done.stdout

@@ -25,7 +25,7 @@ KINDS: dict[str, str] = {
         cat concat concatenate stack hstack vstack dstack column_stack split split_with_sizes tensor_split chunk
         hsplit vsplit dsplit unbind unsafe_split unsafe_chunk getitem setitem index_select gather take take_along_dim
         narrow select slice_scatter select_scatter diagonal diag_embed as_strided unfold pad roll flip fliplr flipud
-        rot90 masked_fill masked_scatter masked_select where scatter index_put index_copy index_fill tril triu diag
+        rot90 masked_fill masked_scatter masked_select where scatter index_copy index_fill tril triu diag
         contiguous clone detach alias to type type_as float double half bfloat16 cpu cuda requires_grad_ copy_ set_
         fill_ zero_ max min amax amin maximum minimum topk sort kthvalue median mode cummax cummin dropout dropout1d
         dropout2d dropout3d alpha_dropout feature_dropout max_pool1d max_pool2d max_pool3d adaptive_max_pool1d
@@ -35,18 +35,25 @@ KINDS: dict[str, str] = {
     """,
     # linear in every tensor together, also a product while only one factor depends on the input
     "linear": """
-        add sub subtract rsub neg negative sum nansum mean cumsum diff linear conv1d conv2d conv3d conv_transpose1d
-        conv_transpose2d conv_transpose3d conv_tbc avg_pool1d avg_pool2d avg_pool3d adaptive_avg_pool1d
-        adaptive_avg_pool2d adaptive_avg_pool3d index_add scatter_add scatter_reduce interpolate upsample fold
-        trace lerp grid_sample conj fft ifft rfft irfft fft2 ifft2 rfft2 irfft2 fftn ifftn rfftn irfftn hfft ihfft
+        add sub subtract rsub neg negative sum nansum mean cumsum diff avg_pool1d avg_pool2d avg_pool3d
+        adaptive_avg_pool1d adaptive_avg_pool2d adaptive_avg_pool3d index_add index_put scatter_add interpolate
+        upsample fold trace conj fft ifft rfft irfft fft2 ifft2 rfft2 irfft2 fftn ifftn rfftn irfftn hfft ihfft
         fftshift ifftshift
     """,
+    # linear in the input and in the weight, each by itself
+    "weighted sum": """
+        linear conv1d conv2d conv3d conv_transpose1d conv_transpose2d conv_transpose3d conv_tbc
+    """,
+    # linear, unless one of the other arguments depends on the input
+    "interpolation": "lerp grid_sample",
+    "reduction": "scatter_reduce index_reduce",
     "product": "mul multiply",
     "matmul": "matmul mm bmm mv dot inner outer ger vdot einsum tensordot kron chain_matmul multi_dot bilinear "
     "grouped_mm _grouped_mm cross",
     "added product": "addmm addbmm baddbmm addmv addr addcmul",
-    "division": "div divide true_divide truediv",
+    # __rdiv__ and __rtruediv__ are one function, and to be found here first
     "reversed division": "rdiv rtruediv",
+    "division": "div divide true_divide truediv",
     "reciprocal": "rsqrt reciprocal",
     "statistic": "var std var_mean std_mean norm vector_norm",
     "unit": "normalize",
@@ -75,7 +82,10 @@ def getter(attribute: Any) -> Callable[..., Any]:
 def named(name: str) -> Iterator[tuple[Callable[..., Any], bool]]:
     """Yield every function of a name, its operator and in-place variants, each with whether it writes in place."""
     in_place = name.endswith("_") or name == "setitem"
-    variants = [(name, in_place), (f"__{name}__", in_place), (f"__r{name}__", in_place)]
+    variants = [(name, in_place), (f"__{name}__", in_place)]
+    if name != "pow":
+        # 2 ** x is not a power of x
+        variants.append((f"__r{name}__", in_place))
     if not in_place:
         variants += [(f"{name}_", True), (f"__i{name}__", True)]
     for namespace in NAMESPACES:

@@ -60,9 +60,6 @@ class ZennitRule(LayerRule):
         places = [place for place, value in enumerate(flat) if depends(value)]
         if not places:
             return forward(*args, **kwargs)
-        writes = getattr(module, "inplace", False)
-        for place in places:
-            flat[place] = flat[place].clone() if writes else flat[place]
         run = _Call(self.hook.copy(), module, forward, self.form, flat, spec, places)
         output, output_spec = tree_flatten(run.output)
         explained = [place for place, value in enumerate(output) if _is_float(value)]
@@ -118,6 +115,8 @@ class _Call:
 
     def run(self, inputs: list[Tensor]) -> Any:
         """Run the forward on these inputs."""
+        if getattr(self.module, "inplace", False):
+            inputs = [value.clone() for value in inputs]
         args, kwargs = self.arguments(inputs)
         return self.forward(*args, **kwargs)
 
@@ -170,22 +169,26 @@ class _Call:
 @contextmanager
 def modified(module: torch.nn.Module, change: ParamMod) -> Iterator[None]:
     """Modify parameters as :class:`zennit.core.ParamMod` says, and put the very same objects back."""
-    own = module._parameters
-    keys = [name for name in own if own[name] is not None] if change.param_keys is None else list(change.param_keys)
+    keys = [name for name, _ in module.named_parameters(recurse=False)]
+    keys = keys if change.param_keys is None else list(change.param_keys)
     missing = [key for key in keys if not hasattr(module, key)]
     if change.require_params and missing:
         raise RuntimeError(f"got {type(module).__name__} without the parameters {missing}, which its rule modifies")
-    before = {key: value for key in keys if (value := own.get(key)) is not None}
     modifier = zero_wrap(change.zero_params or [])(change.modifier)
+    before: list[tuple[dict[str, Any], str, Any]] = []
     try:
-        for key, value in before.items():
-            data = value.data
-            changed = modifier(data, key)
-            if changed is not data:
-                own[key] = torch.nn.Parameter(changed, requires_grad=False)
+        for key in keys:
+            # zennit 1.0.0 merges BatchNorm into attributes that hide the parameters of the same name
+            holder: dict[str, Any] = vars(module) if key in vars(module) else module._parameters
+            value = holder.get(key)
+            if value is not None:
+                changed = modifier(value.data, key)
+                before.append((holder, key, value))
+                holder[key] = torch.nn.Parameter(changed, requires_grad=False)
         yield
     finally:
-        own.update(before)
+        for holder, key, value in before:
+            holder[key] = value
 
 
 class Explained(Function):
@@ -194,13 +197,13 @@ class Explained(Function):
     @staticmethod
     def forward(ctx: Any, call: _Call, outputs: list[Tensor], *inputs: Tensor) -> tuple[Tensor, ...]:
         ctx.call = call
-        if call.form == "relevance":
-            ctx.inputs = [Snapshot(value) for value in inputs]
-            return tuple(output.detach() for output in outputs)
-        ctx.count = len(inputs)
         # what a module returns may be its own parameter: the graph goes onto an alias
         results = tuple(output.detach() for output in outputs)
-        ctx.save_for_backward(*inputs, *results)
+        if call.form == "relevance":
+            ctx.inputs = [Snapshot(value) for value in inputs]
+        else:
+            ctx.save_for_backward(*inputs)
+            ctx.outputs = [(output.detach(), output._version) for output in results]
         return results
 
     @staticmethod
@@ -208,8 +211,12 @@ class Explained(Function):
         if ctx.call.form == "relevance":
             require_first_order()
             return None, None, *_checked(ctx.call, [value.tensor for value in ctx.inputs], list(signals))
-        saved = ctx.saved_tensors  # under checkpointing it may be read only once
-        inputs, outputs = list(saved[: ctx.count]), saved[ctx.count :]
+        inputs = list(ctx.saved_tensors)
+        outputs = [output for output, _ in ctx.outputs]
+        written = any(output._version != version for output, version in ctx.outputs)
+        if written or torch.is_grad_enabled():
+            # an activation wrote over the outputs, or their graph is asked for
+            outputs = ctx.call.outputs(inputs)
         relevances = [multiply(output, signal) for output, signal in zip(outputs, signals, strict=True)]
         given = _checked(ctx.call, inputs, relevances)
         return None, None, *(divide(relevance, input) for relevance, input in zip(given, inputs, strict=True))

@@ -10,6 +10,7 @@ This module does not decide which rule is applied where: see :mod:`zennit_attn.o
 from __future__ import annotations
 
 import weakref
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -22,6 +23,8 @@ def multiply(input: Tensor, gradient: Tensor) -> Tensor:
 
     Infinite values are what additive masks leave behind (``-inf`` scores), and ``-inf * 0`` would be NaN.
     """
+    if gradient.is_complex():
+        return complex_parts(multiply, input, gradient)
     return torch.where(gradient == 0, gradient, input * gradient)
 
 
@@ -31,7 +34,15 @@ def divide(relevance: Tensor, output: Tensor) -> Tensor:
     Relevance at an exact zero cannot be written as a gradient: the result is infinite there, on purpose, so that it
     shows as a relevance that is not finite.
     """
+    if relevance.is_complex():
+        return complex_parts(divide, relevance, output)
     return torch.where(relevance == 0, relevance, relevance / output)
+
+
+def complex_parts(change: Callable[[Tensor, Tensor], Tensor], first: Tensor, second: Tensor) -> Tensor:
+    """Change form at real and imaginary parts, which are two real tensors as far as relevance goes."""
+    parts = (torch.view_as_real(value.resolve_conj()) for value in (first, second))
+    return torch.view_as_complex(change(*parts))
 
 
 class Snapshot:

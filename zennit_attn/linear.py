@@ -55,11 +55,16 @@ def linear_map(module: Any, input: Tensor, weight: Tensor, output: Tensor | None
         return module._conv_forward(input, weight, None)
     spatial = len(module.kernel_size)
     function = (F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d)[spatial - 1]
-    size = None if output is None else list(output.shape[-spatial:])
-    padding = module._output_padding(
-        input, size, module.stride, module.padding, module.kernel_size, spatial, module.dilation
-    )
-    return function(input, weight, None, module.stride, module.padding, padding, module.groups, module.dilation)
+    padding = [
+        (0 if output is None else output.shape[-spatial + axis])
+        - (input.shape[-spatial + axis] - 1) * module.stride[axis]
+        + 2 * module.padding[axis]
+        - module.dilation[axis] * (module.kernel_size[axis] - 1)
+        - 1
+        for axis in range(spatial)
+    ]
+    extra = module.output_padding if output is None else padding
+    return function(input, weight, None, module.stride, module.padding, extra, module.groups, module.dilation)
 
 
 def linear_vjp(module: Any, input: Tensor, weight: Tensor, signal: Tensor) -> Tensor:
@@ -85,7 +90,12 @@ def linear_vjp(module: Any, input: Tensor, weight: Tensor, signal: Tensor) -> Te
     settings = (module.stride, module.padding, module.dilation, module.groups)
     if kind == "transposed convolution":
         # the transpose of a transposed convolution is the convolution with the same weight
-        return (F.conv1d, F.conv2d, F.conv3d)[spatial - 1](signal, weight, None, *settings)
+        product = (F.conv1d, F.conv2d, F.conv3d)[spatial - 1](signal, weight, None, *settings)
+        for axis in range(-spatial, 0):
+            # output padding of a stride or more adds rows that no input has a part in
+            if product.shape[axis] > input.shape[axis]:
+                product = product.narrow(axis, 0, input.shape[axis])
+        return product
     if module.padding_mode == "zeros" and not isinstance(module.padding, str) and input.ndim == spatial + 2:
         function = (conv1d_input, conv2d_input, conv3d_input)[spatial - 1]
         return function(input.shape, weight, signal, *settings)
@@ -109,3 +119,35 @@ class AbsoluteProduct(Function):
     def backward(ctx: Any, signal: Tensor) -> tuple[Tensor, None, None]:
         (input,) = ctx.saved_tensors
         return input.sign() * linear_vjp(ctx.module, input, ctx.module.weight.abs(), signal), None, None
+
+
+class SignedProduct(Function):
+    """The contributions ``W_ij x_j`` of one sign, summed; backward: the vector-Jacobian product of that sum.
+
+    Computed from the parts of weight and input that have a sign each, not as a difference of ``W x`` and ``|W| |x|``:
+    where nearly all contributions have the other sign, that difference is rounding (ZPlus in float32 was off by 9 %,
+    AlphaBeta by 36 %, after a ReLU).
+    """
+
+    @staticmethod
+    def forward(ctx: Any, input: Tensor, module: Any, output: Tensor, sign: int) -> Tensor:
+        ctx.save_for_backward(input)
+        ctx.module, ctx.sign = module, sign
+        positive, negative = signed_weights(module, sign)
+        return linear_map(module, input.clamp(min=0), positive, output) + linear_map(
+            module, input.clamp(max=0), negative, output
+        )
+
+    @staticmethod
+    def backward(ctx: Any, signal: Tensor) -> tuple[Tensor, None, None, None]:
+        (input,) = ctx.saved_tensors
+        positive, negative = signed_weights(ctx.module, ctx.sign)
+        at_positive = linear_vjp(ctx.module, input, positive, signal)
+        at_negative = linear_vjp(ctx.module, input, negative, signal)
+        return torch.where(input > 0, at_positive, at_negative), None, None, None
+
+
+def signed_weights(module: Any, sign: int) -> tuple[Tensor, Tensor]:
+    """Return the weights that make contributions of a sign of positive inputs, and of negative ones."""
+    parts = module.weight.clamp(min=0), module.weight.clamp(max=0)
+    return parts if sign > 0 else parts[::-1]

@@ -124,6 +124,20 @@ def uniform(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any
     return output if count < 2 else Scale.apply(output, 1 / count)
 
 
+def mark(output: Any) -> Any:
+    """Mark what an activation produced, see :data:`GATE`."""
+    for value in output if isinstance(output, (list, tuple)) else (output,):
+        setattr(value, GATE, True)
+    return output
+
+
+def carried(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """Leave routing to autograd; a gate that is moved or cast stays one."""
+    output = function(*args, **kwargs)
+    moved = args[0] if args and isinstance(args[0], (list, tuple)) else args[:1]
+    return mark(output) if moved and all(depends(value) and hasattr(value, GATE) for value in moved) else output
+
+
 def gate(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """Take the factor that an activation produced as a constant: the other one gets everything (CP-LRP)."""
     gates = [getattr(value, GATE, False) for value in operands(args, kwargs)]
@@ -134,13 +148,34 @@ def gate(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
 
 def added(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """Share the product in ``input + a * b`` uniformly; the sum is linear."""
-    names = [name for name in ("tensor1", "tensor2", "mat1", "mat2", "batch1", "batch2", "vec", "vec1", "vec2")]
-    factors = [*args[1:], *(kwargs[name] for name in names if name in kwargs)]
+    factors = [*args[1:], *(value for name, value in kwargs.items() if name != "input")]
     if sum(map(depends, factors)) < 2:
         return function(*args, **kwargs)
     half = partial(swap, change=lambda value: Scale.apply(value, 0.5))
-    shared = {key: half(value) if key in names else value for key, value in kwargs.items()}
-    return function(args[0], *map(half, args[1:]), **shared)
+    shared = {name: value if name == "input" else half(value) for name, value in kwargs.items()}
+    return function(*args[:1], *map(half, args[1:]), **shared)
+
+
+def weighted_sum(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """Share ``W x`` uniformly where the weight depends on the input, too; the bias is added."""
+    factors = [*args[:2], *(kwargs[name] for name in ("input", "weight") if name in kwargs)]
+    if sum(map(depends, factors)) < 2:
+        return function(*args, **kwargs)
+    half = partial(swap, change=lambda value: Scale.apply(value, 0.5))
+    shared = {name: half(value) if name in ("input", "weight") else value for name, value in kwargs.items()}
+    return function(*map(half, args[:2]), *args[2:], **shared)
+
+
+def interpolation(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """Leave it to autograd, unless the weight or the grid depends on the input."""
+    first = 1 if getattr(function, "__name__", "") == "grid_sample" else 2
+    rest = [*args[first:], *(kwargs[name] for name in ("weight", "grid") if name in kwargs)]
+    return (unknown if any(map(depends, rest)) else plain)(function, args, kwargs)
+
+
+def reduction(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """Leave sums, means and extrema to autograd; a product is not known."""
+    return (unknown if "prod" in (*args, *kwargs.values()) else plain)(function, args, kwargs)
 
 
 def division(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -231,7 +266,9 @@ SLOPES: dict[str, Callable[..., Tensor]] = {
     "square": lambda input: input,
     # piecewise linear through zero: the slope is the derivative
     "relu": lambda input: (input > 0).to(input.dtype),
-    "leaky_relu": lambda input, negative_slope=0.01: torch.where(input > 0, 1.0, negative_slope).to(input.dtype),
+    "leaky_relu": lambda input, negative_slope=0.01: (
+        (input > 0).to(input.dtype) * (1 - negative_slope) + negative_slope
+    ),
 }
 
 
@@ -273,8 +310,7 @@ def activation_call(
         output = Route.apply(input, output)
     else:
         output = Slope.apply(input, output, partial(ratio, function) if slope is None else slope)
-    setattr(output, GATE, True)
-    return output
+    return mark(output)
 
 
 def activation(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any], name: str, form: Form) -> Any:
@@ -403,13 +439,17 @@ def rules_by_kind(policy: Policy) -> dict[str, Callable[..., Any]]:
     """Return the rule of each kind that is not plain, in the gradient form."""
     chosen: dict[str, Callable[..., Any]] = {
         "batch norm": batch_norm,
+        "interpolation": interpolation,
+        "reduction": reduction,
         "fused attention module": refuse,
         "softmax": {"uniform": plain, "value": constant, "gradient": plain}[policy.attention],
         "attention": {"uniform": uniform_attention, "value": value_attention, "gradient": plain}[policy.attention],
         "product": {"uniform": uniform, "gate": gate, "gradient": plain}[policy.product],
     }
     if policy.product != "gradient":
-        chosen |= {"matmul": uniform, "added product": added}
+        chosen |= {"matmul": uniform, "added product": added, "weighted sum": weighted_sum}
+    if policy.product == "gate":
+        chosen["routing"] = carried
     if policy.norm == "constant":
         chosen |= {"division": division, "reversed division": reversed_division, "reciprocal": constant}
         chosen |= {"statistic": constant, "unit": unit, "layer norm": layer_norm, "rms norm": rms_norm}
@@ -428,9 +468,7 @@ def in_relevance_form(rule: Rule) -> Rule:
 
         def enter(value: Tensor) -> Tensor:
             entered = Enter.apply(value)
-            if hasattr(value, GATE):
-                setattr(entered, GATE, True)
-            return entered
+            return mark(entered) if hasattr(value, GATE) else entered
 
         args = tuple(swap(value, enter) for value in args)
         kwargs = {key: swap(value, enter) for key, value in kwargs.items()}
@@ -445,9 +483,15 @@ def in_place(rule: Rule, function: Callable[..., Any]) -> Rule:
     def written(original: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         if rule in (uniform, gate) and len(operands(args, kwargs)) < 2:
             return original(*args, **kwargs)
-        output = rule(function, (args[0].clone(), *args[1:]), kwargs)
-        Snapshot.protect(args[0])
-        return args[0].copy_(output)
+        target = args[0]
+        value = mark(target.clone()) if hasattr(target, GATE) else target.clone()
+        output = rule(function, (value, *args[1:]), kwargs)
+        Snapshot.protect(target)
+        if depends(target) and not depends(output):
+            # what is written is a constant: so is what it is written to
+            return target.detach_().copy_(output)
+        target.copy_(output)
+        return mark(target) if hasattr(output, GATE) else target
 
     return written
 
@@ -494,10 +538,24 @@ def table(policy: Policy, form: Form) -> dict[Callable[..., Any], Rule | None]:
     return entries
 
 
+def transformed(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """Report what a transform such as ``torch.vmap`` runs on the relevance path, of which the tensors hide that."""
+    output = function(*args, **kwargs)
+    for value in args:
+        while isinstance(value, Tensor) and torch._C._functorch.is_functorch_wrapped_tensor(value):
+            value = torch._C._functorch.get_unwrapped(value)
+        if depends(value):
+            from .scope import report
+
+            report(function)
+            break
+    return output
+
+
 #: Rules by a number, and the numbers of functions by :meth:`Policy.key`.
-numbered: list[Rule] = [unknown]
+numbered: list[Rule] = [unknown, transformed]
 _numbers: dict[str, dict[Callable[..., Any], int]] = {}
-PLAIN, UNKNOWN = -1, 0
+PLAIN, UNKNOWN, TRANSFORMED = -1, 0, 1
 caches.append(_numbers.clear)
 
 
@@ -505,6 +563,8 @@ caches.append(_numbers.clear)
 @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
 def find(key: str, function: Callable[..., Any]) -> int:
     """Return the number of a function's rule in the table of a key; :data:`PLAIN` stands for plain autograd."""
+    if torch._C._functorch.maybe_current_level() is not None:
+        return TRANSFORMED
     if key not in _numbers:
         *choices, form = key.split()
         _numbers[key] = numbers = {}
@@ -517,8 +577,8 @@ def find(key: str, function: Callable[..., Any]) -> int:
 
 def _entry(rule: Callable[..., Any] | None, kind: str, name: str, writing: bool, form: Form) -> Rule | None:
     """Return the rule of one function, given the rule of its kind in the gradient form."""
-    if form == "relevance" and kind == "routing":
-        return overwriting if writing else None
+    if kind == "routing":
+        return overwriting if writing and form == "relevance" else rule
     if rule in (activation, power):
         rule = writes(partial(rule, name=name, form=form))
     elif form == "relevance":

@@ -11,13 +11,18 @@ from typing import Any, TypeVar
 
 import torch
 from zennit.core import Composite, Hook, RemovableHandleList
+from zennit.rules import ReLUBetaSmooth, ReLUDeconvNet, ReLUGuidedBackprop
 
 from .conversion import adopt
 from .operators import Form
+from .roles import is_linear
 from .rules import Rule
 from .scope import FrozenHandle, refuse_foreign
 
 T = TypeVar("T")
+
+#: Rules of zennit that modify the gradient of an activation, whatever the relevance.
+GRADIENT_RULES = (ReLUDeconvNet, ReLUGuidedBackprop, ReLUBetaSmooth)
 
 #: Attention implementations whose kernels the rules see; others call kernels that no rule can look into.
 ATTENTION_IMPLEMENTATIONS = (None, "eager", "sdpa")
@@ -159,6 +164,25 @@ class ConvertedComposite(ScopedComposite):
     def mapping(self, ctx: dict[Any, Any], name: str, module: torch.nn.Module) -> Hook | None:
         """Return the rule of a module."""
         return self.composite.module_map(ctx, name, module)
+
+    def register(self, module: torch.nn.Module) -> None:
+        """Apply the composite to a model, see :meth:`ScopedComposite.register`.
+
+        Raises
+        ------
+        ValueError
+            If the composite is one of modified gradients: relevance has no part in it.
+        """
+        ctx: dict[Any, Any] = {}
+        found = [(name, child, self.mapping(ctx, name, child)) for name, child in module.named_modules()]
+        free = [name for name, child, hook in found if hook is None and is_linear(child)]
+        if free and any(isinstance(hook, GRADIENT_RULES) for _, _, hook in found):
+            raise ValueError(
+                f"got a {type(self.composite).__name__} of modified gradients, which leaves {free[0]!r} without a "
+                "rule: what it passes there has no Input x Gradient form. Expected rules for all linear layers, or "
+                "zennit.attribution.Gradient with the composite as it is."
+            )
+        super().register(module)
 
 
 def refuse_hidden(model: torch.nn.Module) -> None:

@@ -4,9 +4,9 @@ Every rule is a :class:`zennit.core.Hook` and goes wherever zennit's own rules g
 rules for every function that the module's own forward calls, down to an inner module with rules of its own; layer
 rules for the module as a whole, inside of which nothing else is looked at.
 
-The closed forms take four products where :mod:`zennit.rules` takes about twelve. With ``A = |W| |x|`` all sign-split
-sums are known: ``P = (z - b + A) / 2 + b⁺`` holds the positive contributions to ``z = W x + b``, and
-``N = (z - b - A) / 2 + b⁻`` the negative ones.
+The closed form of the γ rule takes four products where :mod:`zennit.rules` takes about twelve: with ``A = |W| |x|`` the
+sums that it needs are ``P = (z - b + A) / 2 + b⁺``, the positive contributions to ``z = W x + b``, and
+``N = (z - b - A) / 2 + b⁻``, the negative ones.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from torch.autograd import Function
 from zennit.core import Hook, RemovableHandleList, Stabilizer
 
 from .functions import Enter, Leave, Scale
-from .linear import AbsoluteProduct, linear_kind, linear_map
+from .linear import AbsoluteProduct, SignedProduct, linear_kind, linear_map
 from .operators import Form, Policy, activation_call, depends
 from .scope import (
     CheckpointHandle,
@@ -31,6 +31,7 @@ from .scope import (
     enclosing_policy,
     is_shielded,
     refuse_foreign,
+    report_functions,
     run_inside,
     shield,
 )
@@ -126,17 +127,27 @@ class Operators(Rule):
     def register(self, module: torch.nn.Module) -> RemovableHandleList:
         """Put the rules around one module's forward, and freeze its parameters until they are removed."""
         modules = list(module.named_modules())
+        first = True
 
         def rerun(policy: Policy, forward: Any, args: Any, kwargs: Any = MappingProxyType({})) -> Any:
             return run_inside(policy, self.form, self.strict, module, forward, args, kwargs)
 
         def around(forward: Any, args: Any, kwargs: Any) -> Any:
+            nonlocal first
             if is_shielded():
                 return forward(*args, **kwargs)
             policy = enclosing_policy()
-            if policy is None and not torch.compiler.is_compiling():
-                refuse_foreign(modules)
-            return rerun(self.policy(policy), forward, args, kwargs)
+            if policy is not None or torch.compiler.is_compiling():
+                return rerun(self.policy(policy), forward, args, kwargs)
+            refuse_foreign(modules)
+            return rerun(self.policy(None), look_once if first else forward, args, kwargs)
+
+        def look_once(*args: Any, **kwargs: Any) -> Any:
+            nonlocal first
+            output = handles[0].wrapped.forward(*args, **kwargs)
+            report_functions(output, (args, kwargs))
+            first = False
+            return output
 
         handles = RemovableHandleList([ForwardHandle(module, around), FrozenHandle(module)])
         handles += [
@@ -219,38 +230,36 @@ class Identity(LayerRule):
 
 
 class Share(Function):
-    """A linear layer's output ``z``; backward: ``g`` becomes the signals at ``z`` and at ``A`` that the rule says.
+    """A linear layer's output ``z``; backward: the signal becomes those at ``z`` and at the rule's other products.
 
     What the backward pass needs is computed here, once, and kept in tensors that nobody else sees, so that writing
     to ``z`` in place later is safe. For second-order gradients it is computed again, with a graph.
     """
 
     @staticmethod
-    def forward(
-        ctx: Any, output: Tensor, absolute: Tensor | None, input: Tensor, module: Any, rule: LinearRule
-    ) -> Tensor:
-        ctx.module, ctx.rule, ctx.split = module, rule, absolute is not None
-        ctx.save_for_backward(input, *rule.ratios(module, output, absolute))
+    def forward(ctx: Any, output: Tensor, input: Tensor, module: Any, rule: LinearRule, *products: Tensor) -> Tensor:
+        ctx.module, ctx.rule = module, rule
+        ctx.save_for_backward(input, *rule.ratios(module, output, *products))
         return output.detach()
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, signal: Tensor) -> tuple[Tensor | None, ...]:
         input, *ratios = ctx.saved_tensors
+        module, rule = ctx.module, ctx.rule
         if torch.is_grad_enabled():
-            output = linear_map(ctx.module, input, ctx.module.weight, gradient) + ctx.rule.bias(ctx.module, gradient)
-            absolute = AbsoluteProduct.apply(input, ctx.module, output) if ctx.split else None
-            ratios = list(ctx.rule.ratios(ctx.module, output, absolute))
-        signals = ctx.rule.shares(gradient, *ratios)
+            output = linear_map(module, input, module.weight, signal) + rule.bias(module, signal)
+            ratios = list(rule.ratios(module, output, *rule.products(module, input, output)))
         # ratios are in float32 or better
-        return *(None if signal is None else signal.to(gradient.dtype) for signal in signals), None, None, None
+        first, *others = (None if share is None else share.to(signal.dtype) for share in rule.shares(signal, *ratios))
+        return first, None, None, None, *others
 
 
 class LinearRule(LayerRule):
     """Base of rules for layers that are a linear map ``z = W x + b``.
 
-    Subclasses say with :meth:`ratios` and :meth:`shares` what becomes of the gradient ``g`` at the output: a signal
-    ``s`` at ``z``, which autograd takes on to ``Wᵀ s``, and a signal ``t`` at ``A = |W| |x|``, which comes out as
-    ``sign(x) * |W|ᵀ t``. Both forms follow.
+    Subclasses say which other products they take beside ``z`` (:meth:`products`), and what the signal at the output
+    becomes at ``z`` and at each of them (:meth:`ratios`, :meth:`shares`); autograd takes it on to the input. With the
+    numerator ``z`` that is the gradient form, with 1 and a change of form at the input the relevance form.
 
     Parameters
     ----------
@@ -297,11 +306,10 @@ class LinearRule(LayerRule):
             input = Enter.apply(input)
         output = forward(input, *args[1:], **kwargs) if args else forward(**{**kwargs, name: input})
         if "weight" in self._zero:
-            output = Scale.apply(output, 0.0)
-        elif not self.trivial:
-            absolute = AbsoluteProduct.apply(input, module, output) if self.split else None
-            output = Share.apply(output, absolute, input, module, self)
-        return Leave.apply(output) if self.form == "relevance" else output
+            return Scale.apply(output, 0.0)
+        if self.trivial:
+            return Leave.apply(output)
+        return Share.apply(output, input, module, self, *self.products(module, input, output))
 
     def bias(self, module: Any, output: Tensor) -> Tensor:
         """Return the bias, broadcastable to the output; zero if there is none."""
@@ -311,23 +319,25 @@ class LinearRule(LayerRule):
         channels_last = linear_kind(module) in (None, "linear", "transposed linear")
         return bias if channels_last else bias.reshape(-1, *(1,) * len(module.kernel_size))
 
-    def parts(self, module: Any, output: Tensor, absolute: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Return ``z``, ``z`` with the zeroed parameters, and its positive and negative contributions P and N."""
-        output, absolute, bias = wide(output), wide(absolute), wide(self.bias(module, output))
-        product = output - bias
-        if "bias" in self._zero:
-            bias = torch.zeros_like(bias)
-        # rounding must not turn a sum of positive terms negative
-        positive = ((product + absolute) / 2).clamp(min=0) + bias.clamp(min=0)
-        negative = ((product - absolute) / 2).clamp(max=0) + bias.clamp(max=0)
-        return output, product + bias, positive, negative
+    def rule_bias(self, module: Any, output: Tensor) -> Tensor:
+        """Return the bias as the rule takes it, zero if ``zero_params`` say so."""
+        bias = wide(self.bias(module, output))
+        return torch.zeros_like(bias) if "bias" in self._zero else bias
 
-    def ratios(self, module: Any, output: Tensor, absolute: Tensor | None) -> tuple[Tensor, ...]:
+    def numerator(self, output: Tensor) -> Tensor:
+        """Return what is divided by the rule's denominators, in float32 or better."""
+        return wide(output) if self.form == "gradient" else torch.ones_like(wide(output))
+
+    def products(self, module: Any, input: Tensor, output: Tensor) -> tuple[Tensor, ...]:
+        """Return the products that the rule takes beside ``z``."""
+        return ()
+
+    def ratios(self, module: Any, output: Tensor, *products: Tensor) -> tuple[Tensor, ...]:
         """Return what :meth:`shares` needs of a forward pass."""
         raise NotImplementedError
 
-    def shares(self, gradient: Tensor, *ratios: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Return the signals at ``z`` and at ``A``."""
+    def shares(self, signal: Tensor, *ratios: Tensor) -> tuple[Tensor | None, ...]:
+        """Return the signals at ``z`` and at each product."""
         raise NotImplementedError
 
 
@@ -366,15 +376,16 @@ class Epsilon(LinearRule):
                 "ConvTranspose*d or transformers' Conv1D with their own forward."
             )
 
-    def ratios(self, module: Any, output: Tensor, absolute: Tensor | None) -> tuple[Tensor, ...]:
+    def ratios(self, module: Any, output: Tensor, *products: Tensor) -> tuple[Tensor, ...]:
         """Return ``z / (z + ε sign z)``."""
-        output = wide(output)
-        total = output - wide(self.bias(module, output)) if "bias" in self._zero else output
-        return (output / self._stabilize(total),)
+        total = wide(output)
+        if "bias" in self._zero:
+            total = total - wide(self.bias(module, output))
+        return (self.numerator(output) / self._stabilize(total),)
 
-    def shares(self, gradient: Tensor, *ratios: Tensor) -> tuple[Tensor, None]:
+    def shares(self, signal: Tensor, *ratios: Tensor) -> tuple[Tensor, ...]:
         """Return ``s = g z / (z + ε sign z)`` at z."""
-        return gradient * ratios[0], None
+        return (signal * ratios[0],)
 
 
 class Gamma(LinearRule):
@@ -404,25 +415,39 @@ class Gamma(LinearRule):
         super().__init__(stabilizer, zero_params)
         self.gamma = gamma
 
-    def ratios(self, module: Any, output: Tensor, absolute: Tensor | None) -> tuple[Tensor, ...]:
-        """Return ``(1 + γ/2) z / d`` and where z is negative."""
-        output, total, positive, negative = self.parts(module, output, absolute)
-        below = output < 0
-        denominator = total + self.gamma * torch.where(below, negative, positive)
-        return output * (1 + self.gamma / 2) / self._stabilize(denominator), below
+    def products(self, module: Any, input: Tensor, output: Tensor) -> tuple[Tensor, ...]:
+        """Return ``A``."""
+        return (AbsoluteProduct.apply(input, module, output),)
 
-    def shares(self, gradient: Tensor, *ratios: Tensor) -> tuple[Tensor, Tensor]:
+    def ratios(self, module: Any, output: Tensor, *products: Tensor) -> tuple[Tensor, ...]:
+        """Return ``(1 + γ/2) z / d`` and where z is negative."""
+        absolute, bias, numerator = wide(products[0]), self.rule_bias(module, output), self.numerator(output)
+        product = wide(output) - wide(self.bias(module, output))
+        below = output < 0
+        # the contributions of the sign that z has: P is at least A / 2 there, so that the sum loses no digits
+        positive, negative = (product + absolute) / 2 + bias.clamp(min=0), (product - absolute) / 2 + bias.clamp(max=0)
+        denominator = torch.where(
+            below,
+            self._stabilize(product + bias + self.gamma * negative),
+            self._stabilize(product + bias + self.gamma * positive),
+        )
+        if self.form == "relevance":
+            # as zennit's, the rule gives nothing to an output of exactly zero
+            numerator = (output != 0).to(denominator.dtype)
+        return numerator * (1 + self.gamma / 2) / denominator, below
+
+    def shares(self, signal: Tensor, *ratios: Tensor) -> tuple[Tensor, ...]:
         """Return ``(1 + γ/2) s`` at z and ``γ/2 s sign z`` at A."""
         ratio, below = ratios
-        signal = gradient * ratio
+        signal = signal * ratio
         part = self.gamma / (2 + self.gamma)
-        return signal, signal * torch.where(below, -part, part)
+        return signal, torch.where(below, -signal, signal) * part
 
 
 class ZPlus(LinearRule):
     """z⁺ rule (Bach et al. 2015; Montavon et al. 2017), equal to :class:`zennit.rules.ZPlus`.
 
-    In the gradient form, with ``s = g z / P``: ``g_x = ½ (Wᵀ s + sign(x) * |W|ᵀ s)``.
+    In the gradient form, with ``s = g z / P``: ``g_x = W⁺ᵀ s`` where x > 0, ``W⁻ᵀ s`` where x < 0.
 
     Parameters
     ----------
@@ -432,22 +457,25 @@ class ZPlus(LinearRule):
         Names of parameters that are taken as zero.
     """
 
-    def ratios(self, module: Any, output: Tensor, absolute: Tensor | None) -> tuple[Tensor, ...]:
-        """Return ``z / 2P``."""
-        output, _, positive, _ = self.parts(module, output, absolute)
-        return (output / (2 * self._stabilize(positive)),)
+    def products(self, module: Any, input: Tensor, output: Tensor) -> tuple[Tensor, ...]:
+        """Return the sum of positive contributions."""
+        return (SignedProduct.apply(input, module, output, 1),)
 
-    def shares(self, gradient: Tensor, *ratios: Tensor) -> tuple[Tensor, Tensor]:
-        """Return ``s / 2`` at both."""
-        signal = gradient * ratios[0]
-        return signal, signal
+    def ratios(self, module: Any, output: Tensor, *products: Tensor) -> tuple[Tensor, ...]:
+        """Return ``z / P``."""
+        bias = self.rule_bias(module, output)
+        return (self.numerator(output) / self._stabilize(wide(products[0]) + bias.clamp(min=0)),)
+
+    def shares(self, signal: Tensor, *ratios: Tensor) -> tuple[Tensor | None, ...]:
+        """Return nothing at z and ``s`` at P."""
+        return None, signal * ratios[0]
 
 
 class AlphaBeta(LinearRule):
     """α-β rule (Bach et al. 2015), equal to :class:`zennit.rules.AlphaBeta`.
 
-    In the gradient form, with ``s_P = g z / P`` and ``s_N = g z / N``:
-    ``g_x = ½ Wᵀ(α s_P - β s_N) + ½ sign(x) * |W|ᵀ(α s_P + β s_N)``.
+    In the gradient form, with ``s_P = α g z / P`` and ``s_N = β g z / N``:
+    ``g_x = W⁺ᵀ s_P - W⁻ᵀ s_N`` where x > 0, ``W⁻ᵀ s_P - W⁺ᵀ s_N`` where x < 0.
 
     Parameters
     ----------
@@ -478,13 +506,19 @@ class AlphaBeta(LinearRule):
             raise ValueError(f"got alpha={alpha}, beta={beta}, expected alpha, beta >= 0 and alpha - beta = 1")
         self.alpha, self.beta = alpha, beta
 
-    def ratios(self, module: Any, output: Tensor, absolute: Tensor | None) -> tuple[Tensor, ...]:
-        """Return ``α z / 2P`` and ``β z / 2N``."""
-        output, _, positive, negative = self.parts(module, output, absolute)
-        halves = self.alpha * output / 2, self.beta * output / 2
-        return halves[0] / self._stabilize(positive), halves[1] / self._stabilize(negative)
+    def products(self, module: Any, input: Tensor, output: Tensor) -> tuple[Tensor, ...]:
+        """Return the sums of positive and of negative contributions."""
+        return tuple(SignedProduct.apply(input, module, output, sign) for sign in (1, -1))
 
-    def shares(self, gradient: Tensor, *ratios: Tensor) -> tuple[Tensor, Tensor]:
-        """Return ``½ (α s_P - β s_N)`` at z and ``½ (α s_P + β s_N)`` at A."""
-        positive, negative = ratios
-        return gradient * (positive - negative), gradient * (positive + negative)
+    def ratios(self, module: Any, output: Tensor, *products: Tensor) -> tuple[Tensor, ...]:
+        """Return ``α z / P`` and ``β z / N``."""
+        positive, negative = map(wide, products)
+        bias, numerator = self.rule_bias(module, output), self.numerator(output)
+        return (
+            self.alpha * numerator / self._stabilize(positive + bias.clamp(min=0)),
+            self.beta * numerator / self._stabilize(negative + bias.clamp(max=0)),
+        )
+
+    def shares(self, signal: Tensor, *ratios: Tensor) -> tuple[Tensor | None, ...]:
+        """Return nothing at z, ``s_P`` at P and ``-s_N`` at N."""
+        return None, signal * ratios[0], -signal * ratios[1]

@@ -21,9 +21,13 @@ from typing import Any
 
 import torch
 from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_leaves
 from zennit.core import Hook
 
 from .operators import PLAIN, Form, Policy, find, numbered
+
+#: Packages whose autograd functions are known: this one's rules, and the checkpoints of PyTorch.
+KNOWN_FUNCTIONS = ("zennit_attn", "torch")
 
 
 class UnknownOperationWarning(UserWarning):
@@ -296,3 +300,34 @@ def report(function: Any) -> None:
     if (function_name, name) not in places:
         places.add((function_name, name))
         warnings.warn(message, UnknownOperationWarning, stacklevel=2)
+
+
+def report_functions(output: Any, inputs: Any) -> None:
+    """Report every autograd function with a backward pass of its own between inputs and outputs of a model.
+
+    They call no function that a mode could look up: fused kernels, and what was written as
+    :class:`torch.autograd.Function`.
+
+    Parameters
+    ----------
+    output : Any
+        What the model returned.
+    inputs : Any
+        Its arguments; what lies before them is not the model's.
+
+    Raises
+    ------
+    UnknownOperationError
+        If the composite is strict.
+    """
+    seen = {value.grad_fn for value in tree_leaves(inputs) if isinstance(value, torch.Tensor)}
+    waiting = [value.grad_fn for value in tree_leaves(output) if isinstance(value, torch.Tensor)]
+    while waiting:
+        node = waiting.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        waiting.extend(before for before, _ in node.next_functions)
+        function = getattr(type(node), "_forward_cls", None)
+        if function is not None and function.__module__.split(".")[0] not in KNOWN_FUNCTIONS:
+            report(function)
