@@ -241,8 +241,8 @@ def test_several_targets_from_one_forward(form, batched):
 
 
 def test_second_order_gradients():
-    model, x = build("gpt2")
-    model.set_attn_implementation("eager")
+    # fused attention kernels have no second derivative
+    model, x = models.gpt2("eager").double().eval(), torch.randn(2, models.POSITIONS, models.WIDTH, dtype=torch.float64)
     composite = input_x_gradient(AttnLRPComposite())
     direction = torch.randn_like(x)
 
@@ -282,10 +282,12 @@ def test_gradient_checkpointing(form, reentrant, rule):
     # transformers before 5.2x calls it gradient_checkpointing_enable
     enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
     enable({"use_reentrant": reentrant})
-    for layer in model.model.layers:
-        # transformers checkpoints layers in training mode only; their children, dropout among them, stay in eval mode
-        layer.training = True
-    own = [layer._gradient_checkpointing_func for layer in model.model.layers]
+    # on each layer, on the model before transformers 4.5x
+    checkpointed = [module for module in model.modules() if hasattr(module, "_gradient_checkpointing_func")]
+    for module in checkpointed:
+        # it takes effect in training mode only; what is inside, dropout among it, stays in eval mode
+        module.training = True
+    own = [module._gradient_checkpointing_func for module in checkpointed]
     x = x.clone().requires_grad_()
     converted = input_x_gradient(composite) if form == "gradient" else composite
 
@@ -300,7 +302,7 @@ def test_gradient_checkpointing(form, reentrant, rule):
         return x.detach() * x.grad if form == "gradient" else x.grad
 
     torch.testing.assert_close(relevance(True), expected, rtol=1e-6, atol=1e-12)
-    assert own == [layer._gradient_checkpointing_func for layer in model.model.layers]
+    assert own == [module._gradient_checkpointing_func for module in checkpointed]
     with pytest.raises(RuntimeError, match="inside of the context"):
         relevance(False)
 
