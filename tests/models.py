@@ -58,7 +58,7 @@ def torchvision_vit():
 
 
 def timm_vit():
-    sizes = {"img_size": 32, "patch_size": 8, "embed_dim": WIDTH, "depth": 3, "num_heads": 4}
+    sizes = {"img_size": 32, "patch_size": 8, "embed_dim": WIDTH, "depth": 3, "num_heads": 4, "mlp_ratio": 2}
     model = timm.models.vision_transformer.VisionTransformer(**sizes, num_classes=10)
     torch.nn.init.normal_(model.head.weight, std=0.1)
     return model

@@ -54,16 +54,23 @@ def role(name: str, module: torch.nn.Module) -> str | None:
     *path, leaf = name.split(".")
     if not is_linear(module):
         return "attention" if _is_attention(leaf, module) else None
-    if any(_PATCH.search(part) for part in (*path, leaf)):
+    if any(_PATCH.search(part) for part in (*path, leaf)) or _looks_at_patches(module):
         return "patch_embedding"
     if not isinstance(module, torch.nn.Linear) and linear_kind(module) != "transposed linear":
         return None
-    in_block = any(re.search(r"\d", part) for part in path)
-    if in_block and any(_ATTENTION.search(part) for part in path):
+    if any(_ATTENTION.search(part) for part in path):
         return "qkv" if _QKV.match(leaf) else "projection"
-    if any(_HEAD.search(part) for part in (*path, leaf)):
+    if "mlp" not in path and any(_HEAD.search(part) for part in (*path, leaf)):
         return "head"
-    return "mlp" if in_block else None
+    in_block = any(re.search(r"\d", part) for part in path)
+    return "mlp" if in_block or "mlp" in path else None
+
+
+def _looks_at_patches(module: torch.nn.Module) -> bool:
+    """Tell whether a module is a convolution of pixels, the windows of which do not overlap."""
+    if not isinstance(module, (torch.nn.Conv2d, torch.nn.Conv3d)):
+        return False
+    return module.in_channels <= 4 and module.stride == module.kernel_size
 
 
 def is_linear(module: torch.nn.Module) -> bool:
