@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal, get_args
@@ -192,10 +192,11 @@ def reversed_division(function: Any, args: tuple[Any, ...], kwargs: dict[str, An
 
 def unit(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """Divide by a norm, which is a constant: ``torch.nn.functional.normalize``."""
-    bound = inspect.signature(F.normalize).bind(*args, **kwargs)
-    bound.apply_defaults()
-    input, p, dim, eps = (bound.arguments[name] for name in ("input", "p", "dim", "eps"))
-    return input / input.detach().norm(p, dim, keepdim=True).clamp_min(eps).expand_as(input)
+
+    def run(input: Tensor, p: float = 2.0, dim: int = 1, eps: float = 1e-12, out: None = None) -> Tensor:
+        return input / input.detach().norm(p, dim, keepdim=True).clamp_min(eps).expand_as(input)
+
+    return run(*args, **kwargs)
 
 
 def power(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any], name: str, form: Form) -> Any:
@@ -335,49 +336,81 @@ def wide(input: Tensor) -> Tensor:
 
 def layer_norm(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """Take the standard deviation as a constant; mean and affine are linear (LN rule; AttnLRP, prop. 3.4)."""
-    bound = inspect.signature(F.layer_norm).bind(*args, **kwargs)
-    bound.apply_defaults()
-    input, shape, weight, bias, eps = bound.arguments.values()
-    if not depends(input):
-        return function(*args, **kwargs)
-    dims = tuple(range(-len(tuple(shape)), 0))
-    with torch.no_grad():
-        # the kernel that layer_norm itself calls, which also returns its statistics
-        output, _, rstd = torch.native_layer_norm(input, tuple(shape), weight, bias, eps)
-    return Normalize.apply(input, output, rstd, weight, lambda signal: signal - signal.mean(dims, keepdim=True))
+
+    def run(
+        input: Tensor,
+        normalized_shape: Sequence[int],
+        weight: Tensor | None = None,
+        bias: Tensor | None = None,
+        eps: float = 1e-5,
+        cudnn_enable: bool = True,
+    ) -> Any:
+        if not depends(input):
+            return function(*args, **kwargs)
+        dims = tuple(range(-len(normalized_shape), 0))
+        with torch.no_grad():
+            # the kernel that layer_norm itself calls, which also returns its statistics
+            output, _, rstd = torch.native_layer_norm(input, tuple(normalized_shape), weight, bias, eps)
+        return Normalize.apply(input, output, rstd, weight, lambda signal: signal - signal.mean(dims, keepdim=True))
+
+    return run(*args, **kwargs)
 
 
 def rms_norm(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """Take the root mean square as a constant (LN rule)."""
-    bound = inspect.signature(F.rms_norm).bind(*args, **kwargs)
-    bound.apply_defaults()
-    input, shape, weight, eps = bound.arguments.values()
-    if not depends(input):
-        return function(*args, **kwargs)
-    dims = tuple(range(-len(tuple(shape)), 0))
-    with torch.no_grad():
-        output = function(*args, **kwargs)
-        eps = torch.finfo(input.dtype).eps if eps is None else eps
-        rstd = torch.rsqrt(wide(input).square().mean(dims, keepdim=True) + eps)
-    return Normalize.apply(input, output, rstd, weight, None)
+
+    def run(
+        input: Tensor, normalized_shape: Sequence[int], weight: Tensor | None = None, eps: float | None = None
+    ) -> Any:
+        if not depends(input):
+            return function(*args, **kwargs)
+        dims = tuple(range(-len(normalized_shape), 0))
+        with torch.no_grad():
+            output = function(*args, **kwargs)
+            smallest = torch.finfo(input.dtype).eps if eps is None else eps
+            rstd = torch.rsqrt(wide(input).square().mean(dims, keepdim=True) + smallest)
+        return Normalize.apply(input, output, rstd, weight, None)
+
+    return run(*args, **kwargs)
 
 
 def group_norm(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """Take the standard deviation of groups of channels as a constant (LN rule)."""
-    bound = inspect.signature(F.group_norm).bind(*args, **kwargs)
-    bound.apply_defaults()
-    input, groups, weight, _, eps = bound.arguments.values()
-    return grouped(function, args, kwargs, input, groups, weight, eps)
+
+    def run(
+        input: Tensor,
+        num_groups: int,
+        weight: Tensor | None = None,
+        bias: Tensor | None = None,
+        eps: float = 1e-5,
+        cudnn_enabled: bool = True,
+    ) -> Any:
+        return grouped(function, args, kwargs, input, num_groups, weight, eps)
+
+    return run(*args, **kwargs)
 
 
 def instance_norm(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """Take the standard deviation of each channel as a constant (LN rule)."""
-    bound = inspect.signature(F.instance_norm).bind(*args, **kwargs)
-    bound.apply_defaults()
-    call = bound.arguments
-    if not call["use_input_stats"]:
-        return function(*args, **kwargs)
-    return grouped(function, args, kwargs, call["input"], call["input"].shape[1], call["weight"], call["eps"])
+
+    def run(
+        input: Tensor,
+        running_mean: Tensor | None = None,
+        running_var: Tensor | None = None,
+        weight: Tensor | None = None,
+        bias: Tensor | None = None,
+        use_input_stats: bool = True,
+        momentum: float = 0.1,
+        eps: float = 1e-5,
+        cudnn_enabled: bool = True,
+    ) -> Any:
+        if not use_input_stats:
+            return function(*args, **kwargs)
+        return grouped(function, args, kwargs, input, input.shape[1], weight, eps)
+
+    # torch.instance_norm has weight and bias before the running statistics
+    ordered = (args[0], *args[3:5], *args[1:3], *args[5:]) if function is torch.instance_norm else args
+    return run(*ordered, **kwargs)
 
 
 def grouped(
@@ -403,8 +436,9 @@ def grouped(
 
 def batch_norm(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """Take running statistics as a linear map; with the batch's own statistics there is no rule."""
-    bound = inspect.signature(F.batch_norm).bind(*args, **kwargs)
-    if bound.arguments.get("training", False) and depends(bound.arguments["input"]):
+    # the sixth argument of both torch.batch_norm and torch.nn.functional.batch_norm
+    training = kwargs.get("training", args[5] if len(args) > 5 else False)
+    if training and operands(args, kwargs):
         raise RuntimeError(
             "batch_norm with the statistics of the batch (training mode) mixes the samples that it explains; "
             "expected running statistics: call model.eval() before the explanation."
@@ -421,9 +455,9 @@ def refuse(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
 
 
 def unknown(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    """Call a function that is in no kind; report it where its output depends on the input."""
+    """Call a function that is in no kind; report it where it carries relevance from an argument to its output."""
     output = function(*args, **kwargs)
-    if any(map(depends, output if isinstance(output, (list, tuple)) else (output,))):
+    if operands(args, kwargs) and operands((output,), {}):
         from .scope import report  # the report needs modules and strictness, which this table does not know
 
         report(function)
