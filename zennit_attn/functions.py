@@ -119,12 +119,25 @@ class Scale(Function):
         return gradient * ctx.factor, None
 
 
-class Route(Function):
-    """An element-wise function's output; backward: the gradient, or relevance, as it came: identity rule."""
+class ScaleEach(Function):
+    """Identities of several tensors; backward: each gradient times a constant of its own."""
 
     @staticmethod
-    def forward(ctx: Any, input: Tensor, output: Tensor) -> Tensor:
-        return output.detach()
+    def forward(ctx: Any, factors: tuple[float, ...], *inputs: Tensor) -> tuple[Tensor, ...]:
+        ctx.factors = factors
+        return tuple(input.detach() for input in inputs)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        return None, *(gradient * factor for gradient, factor in zip(gradients, ctx.factors, strict=True))
+
+
+class Route(Function):
+    """An element-wise function; backward: the gradient, or relevance, as it came: identity rule."""
+
+    @staticmethod
+    def forward(ctx: Any, input: Tensor, function: Callable[[Tensor], Tensor]) -> Tensor:
+        return function(input)
 
     @staticmethod
     def backward(ctx: Any, relevance: Tensor) -> tuple[Tensor, None]:
@@ -132,23 +145,25 @@ class Route(Function):
 
 
 class Slope(Function):
-    """An element-wise function's output ``f(x)``; backward: ``g * slope(x)`` with ``slope(x) = f(x) / x``.
+    """An element-wise function ``f``; backward: ``g * slope(x)`` with ``slope(x) = f(x) / x``.
 
     Parameters
     ----------
     input : torch.Tensor
         Input ``x`` of the element-wise function.
-    output : torch.Tensor
-        Its output ``f(x)``, without a graph.
+    function : callable
+        ``f``, of the input alone.
     slope : callable
         ``(x: Tensor) -> Tensor``, in the data type that it is given.
     """
 
     @staticmethod
-    def forward(ctx: Any, input: Tensor, output: Tensor, slope: Any) -> Tensor:
+    def forward(
+        ctx: Any, input: Tensor, function: Callable[[Tensor], Tensor], slope: Callable[[Tensor], Tensor]
+    ) -> Tensor:
         ctx.save_for_backward(input)
         ctx.slope = slope
-        return output.detach()
+        return function(input)
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:

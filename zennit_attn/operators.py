@@ -21,7 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .catalog import caches, functions, getter
-from .functions import Enter, Leave, Normalize, Route, Scale, Slope, Snapshot
+from .functions import Enter, Leave, Normalize, Route, Scale, ScaleEach, Slope, Snapshot
 
 Form = Literal["relevance", "gradient"]
 Rule = Callable[[Callable[..., Any], tuple[Any, ...], dict[str, Any]], Any]
@@ -217,26 +217,29 @@ def power(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any], name: st
 
 def uniform_attention(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """Give half to the value, a quarter each to query and key (AttnLRP, prop. 3.1 and 3.3)."""
-    query, key, value, rest, kwargs = attention_arguments(args, kwargs)
-    query, key = (swap(side, lambda tensor: Scale.apply(tensor, 0.5)) for side in (query, key))
-    output = function(query, key, value, *rest, **kwargs)
-    return Scale.apply(output, 0.5) if depends(output) else output
+    sides, rest, kwargs = attention_arguments(args, kwargs)
+    # of the half that goes to the scores, query and key share; a mask that depends on the input is added to them
+    factors = {place: factor for place, factor in enumerate((0.25, 0.25, 0.5, 0.5)) if depends(sides[place])}
+    if factors:
+        # one node for all: small models feel each
+        scaled = ScaleEach.apply(tuple(factors.values()), *(sides[place] for place in factors))
+        for place, side in zip(factors, scaled, strict=True):
+            sides[place] = side
+    return function(*sides, *rest, **kwargs)
 
 
 def value_attention(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """Give everything to the value (CP-LRP, AH rule)."""
-    query, key, value, rest, kwargs = attention_arguments(args, kwargs)
-    kwargs = {name: swap(item, Tensor.detach) for name, item in kwargs.items()}
-    rest = tuple(swap(item, Tensor.detach) for item in rest)
-    return function(query.detach(), key.detach(), value, *rest, **kwargs)
+    (query, key, value, mask), rest, kwargs = attention_arguments(args, kwargs)
+    return function(query.detach(), key.detach(), value, swap(mask, Tensor.detach), *rest, **kwargs)
 
 
-def attention_arguments(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, Any, Any, tuple[Any, ...], Any]:
-    """Split the arguments of fused attention into query, key, value, further positional and keyword arguments."""
+def attention_arguments(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[list[Any], tuple[Any, ...], Any]:
+    """Split the arguments of fused attention into query, key, value and mask, further positional ones, and the others."""
     kwargs = dict(kwargs)
-    leading = list(args[:3])
-    leading += [kwargs.pop(name) for name in ("query", "key", "value")[len(leading) :]]
-    return (*leading, args[3:], kwargs)
+    sides = list(args[:4])
+    sides += [kwargs.pop(name, None) for name in ("query", "key", "value", "attn_mask")[len(sides) :]]
+    return sides, args[4:], kwargs
 
 
 # --------------------------------------------------------------------------------------------------------------------
@@ -305,13 +308,9 @@ def activation_call(
     """
     if not depends(input):
         return function(input)
-    with torch.no_grad():
-        output = function(input)
     if form == "relevance":
-        output = Route.apply(input, output)
-    else:
-        output = Slope.apply(input, output, partial(ratio, function) if slope is None else slope)
-    return mark(output)
+        return mark(Route.apply(input, function))
+    return mark(Slope.apply(input, function, partial(ratio, function) if slope is None else slope))
 
 
 def activation(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any], name: str, form: Form) -> Any:

@@ -12,6 +12,7 @@ sums that it needs are ``P = (z - b + A) / 2 + b⁺``, the positive contribution
 from __future__ import annotations
 
 import copy
+import weakref
 from collections.abc import Callable
 from types import MappingProxyType
 from typing import Any, ClassVar
@@ -37,6 +38,8 @@ from .scope import (
 )
 
 Stabilize = Callable[[Tensor], Tensor]
+
+_looked_at: weakref.WeakSet[torch.nn.Module] = weakref.WeakSet()
 
 
 class Rule(Hook):
@@ -127,7 +130,8 @@ class Operators(Rule):
     def register(self, module: torch.nn.Module) -> RemovableHandleList:
         """Put the rules around one module's forward, and freeze its parameters until they are removed."""
         modules = list(module.named_modules())
-        first = True
+        # the graph is walked once for a model, under strict rules once for each registration
+        first = self.strict or module not in _looked_at
 
         def rerun(policy: Policy, forward: Any, args: Any, kwargs: Any = MappingProxyType({})) -> Any:
             return run_inside(policy, self.form, self.strict, module, forward, args, kwargs)
@@ -147,6 +151,7 @@ class Operators(Rule):
             output = handles[0].wrapped.forward(*args, **kwargs)
             report_functions(output, (args, kwargs))
             first = False
+            _looked_at.add(module)
             return output
 
         handles = RemovableHandleList([ForwardHandle(module, around), FrozenHandle(module)])
