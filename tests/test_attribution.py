@@ -9,9 +9,9 @@ from zennit.attribution import Gradient, IntegratedGradients, Occlusion, SmoothG
 from zennit_attn import (
     AttnLRPComposite,
     CPLRPComposite,
-    EmbeddingAdapter,
     GammaViTComposite,
     InputXGradient,
+    ModelAdapter,
     input_x_gradient,
     targets,
 )
@@ -40,7 +40,7 @@ def test_is_the_relevance_of_zennits_gradient():
 @pytest.mark.parametrize("make", [models.llama, models.gpt2, models.bert])
 def test_token_relevance_is_summed_over_the_embedding(make):
     model = make().double().eval()
-    adapter = EmbeddingAdapter(model)
+    adapter = ModelAdapter(model)
     attributor = InputXGradient(model, fast(CPLRPComposite()), targets.MaxLogit())
     output, relevance = attributor(IDS)
     _, of_embeddings = InputXGradient(adapter, fast(CPLRPComposite()), targets.MaxLogit())(adapter.embed(IDS))
@@ -159,7 +159,7 @@ def test_a_module_that_is_called_twice_is_kept_twice():
 def test_second_order_through_the_attributor():
     model = models.llama().double().eval()
     x = torch.randn(1, 5, models.WIDTH, dtype=torch.float64)
-    adapter = EmbeddingAdapter(model)
+    adapter = ModelAdapter(model)
     _, relevance = InputXGradient(adapter, fast(), targets.MaxLogit(), create_graph=True)(x)
     assert relevance.requires_grad
 
@@ -170,7 +170,7 @@ def test_second_order_through_the_attributor():
 def test_zennits_attributors_on_transformers(make, composite, kind):
     model = make().double().eval()
     rest = {"decoder_input_ids": torch.tensor([[0, 4], [0, 6]])} if make is models.t5 else {}
-    adapter = EmbeddingAdapter(model, {"input_ids": IDS, "attention_mask": torch.ones_like(IDS), **rest})
+    adapter = ModelAdapter(model, {"input_ids": IDS, "attention_mask": torch.ones_like(IDS), **rest})
     options = {} if kind is Gradient else {"n_iter": 3}
     composite = composite and input_x_gradient(composite()) if kind is not Gradient else composite and composite()
     with kind(adapter, composite, **options) if composite else _Plain(kind(adapter, **options)) as attributor:
@@ -194,9 +194,18 @@ class _Plain:
         return False
 
 
+@pytest.mark.parametrize("kind", [Gradient, SmoothGrad, IntegratedGradients, Occlusion])
+def test_zennits_attributors_on_pixels_of_transformers(kind):
+    adapter = ModelAdapter(models.hf_vit().eval(), argument="pixel_values")
+    options = {Gradient: {}, Occlusion: {"window": 16, "stride": 16}}.get(kind, {"n_iter": 2})
+    _, relevance = kind(adapter, **options)(torch.randn(2, 3, 32, 32), targets.MaxLogit())
+    assert relevance.shape == (2, 3, 32, 32)
+    assert relevance.abs().max() > 0
+
+
 def test_zennits_occlusion_on_transformers():
     model = models.llama().eval()
-    adapter = EmbeddingAdapter(model)
+    adapter = ModelAdapter(model)
     attributor = Occlusion(adapter, window=(1, models.WIDTH), stride=(1, models.WIDTH), attr_output=targets.Label(7))
     _, relevance = attributor(adapter.embed(IDS))
     assert relevance.shape == (2, 5, models.WIDTH)
@@ -205,7 +214,7 @@ def test_zennits_occlusion_on_transformers():
 
 def test_integrated_gradients_are_complete():
     model = models.bert().double().eval()
-    adapter = EmbeddingAdapter(model)
+    adapter = ModelAdapter(model)
     x = adapter.embed(IDS)
     target = torch.nn.functional.one_hot(torch.tensor([2, 2]), 5).double()
     _, relevance = IntegratedGradients(adapter, n_iter=200)(x, target)
@@ -223,7 +232,7 @@ def test_integrated_gradients_are_complete():
         (lambda model: InputXGradient(model, fast())({"input_ids": [[1, 2]]}), TypeError, "return_tensors"),
         (lambda model: InputXGradient(model, fast(), modules=["model.layer.0"])(IDS), ValueError, "model.layers.0"),
         (lambda model: InputXGradient(model, fast(), output_key="logit")(IDS), KeyError, "logits"),
-        (lambda model: EmbeddingAdapter(model, output_key="nothing")(torch.randn(1, 2, 48)), KeyError, "output_key"),
+        (lambda model: ModelAdapter(model, output_key="nothing")(torch.randn(1, 2, 48)), KeyError, "output_key"),
     ],
 )
 def test_errors_say_what_to_do(call, error, match):

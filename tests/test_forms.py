@@ -5,7 +5,7 @@ import pytest
 import torch
 from zennit.attribution import Gradient
 
-from zennit_attn import AttnLRPComposite, CPLRPComposite, EmbeddingAdapter, GammaViTComposite, input_x_gradient
+from zennit_attn import AttnLRPComposite, CPLRPComposite, GammaViTComposite, ModelAdapter, input_x_gradient
 
 LANGUAGE = {
     "llama": models.llama,
@@ -109,7 +109,7 @@ def test_zennit_gradient_returns_relevance():
     model = models.llama().double().eval()
     x = torch.randn(1, models.POSITIONS, models.WIDTH, dtype=torch.float64)
     expected, _ = models.explain(model, AttnLRPComposite(), x)
-    adapter = EmbeddingAdapter(model)
+    adapter = ModelAdapter(model)
     chosen = int(models.logits_of(model, x).argmax())
 
     def largest(output):
@@ -145,3 +145,18 @@ def test_parameters_may_require_grad_or_not():
     frozen, _ = models.explain(model, AttnLRPComposite(), x)
     assert torch.equal(trained, frozen)
     assert all(parameter.grad is None for parameter in model.parameters())
+
+
+@pytest.mark.parametrize("make", [models.gpt2, models.llama, models.hf_vit])
+def test_autocast_changes_the_forward_as_it_does_without_rules(make):
+    model = models.scramble(make()).eval().requires_grad_(False)
+    x = torch.randn(
+        (1, 3, 32, 32) if make is models.hf_vit else (1, models.POSITIONS, models.WIDTH), requires_grad=True
+    )
+    with torch.autocast("cpu", torch.bfloat16):
+        expected = models.logits_of(model, x)
+        with input_x_gradient(AttnLRPComposite()).context(model):
+            got = models.logits_of(model, x)
+    assert torch.equal(got, expected)
+    (signal,) = torch.autograd.grad(got.sum(), x)
+    assert signal.isfinite().all()

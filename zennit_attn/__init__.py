@@ -5,7 +5,7 @@
 """
 
 from . import targets
-from .adapters import EmbeddingAdapter
+from .adapters import ModelAdapter
 from .attribution import InputXGradient
 from .canonizers import MultiheadAttentionCanonizer
 from .catalog import register_operator
@@ -17,9 +17,9 @@ from .version import __version__
 __all__ = [
     "AttnLRPComposite",
     "CPLRPComposite",
-    "EmbeddingAdapter",
     "GammaViTComposite",
     "InputXGradient",
+    "ModelAdapter",
     "MultiheadAttentionCanonizer",
     "__version__",
     "input_x_gradient",

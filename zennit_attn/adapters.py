@@ -41,8 +41,8 @@ def explained(output: Any, key: str | None = None) -> Tensor:
     return output[found]
 
 
-class EmbeddingAdapter(torch.nn.Module):
-    """A transformers model as a function of its input embeddings.
+class ModelAdapter(torch.nn.Module):
+    """A transformers model as a function of one tensor: its input embeddings, or its pixels.
 
     zennit's ``Gradient``, ``SmoothGrad``, ``IntegratedGradients`` and ``Occlusion`` work on it, with or without a
     composite: ``attributor(adapter.embed(ids), attr_output)``.
@@ -50,10 +50,12 @@ class EmbeddingAdapter(torch.nn.Module):
     Parameters
     ----------
     model : transformers.PreTrainedModel
-        A model that takes ``inputs_embeds``.
+        A model that takes ``inputs_embeds``, or another floating-point argument.
     batch : mapping, optional
         What else the model takes (``attention_mask``, ``decoder_input_ids``, ...), as a tokenizer returns it;
         ``input_ids`` in it are left out.
+    argument : str, optional
+        Name of the argument that is explained, such as ``"pixel_values"`` (default ``"inputs_embeds"``).
     output_key : str, optional
         Entry of the output to explain, see :func:`explained`.
 
@@ -61,10 +63,10 @@ class EmbeddingAdapter(torch.nn.Module):
     --------
     >>> import torch, transformers
     >>> from zennit.attribution import Gradient
-    >>> from zennit_attn import AttnLRPComposite, EmbeddingAdapter, targets
+    >>> from zennit_attn import AttnLRPComposite, ModelAdapter, targets
     >>> config = transformers.LlamaConfig(vocab_size=8, hidden_size=8, intermediate_size=8, num_hidden_layers=1,
     ...                                   num_attention_heads=2)
-    >>> adapter = EmbeddingAdapter(transformers.LlamaForCausalLM(config).eval())
+    >>> adapter = ModelAdapter(transformers.LlamaForCausalLM(config).eval())
     >>> with Gradient(adapter, AttnLRPComposite()) as attributor:
     ...     output, relevance = attributor(adapter.embed(torch.tensor([[3, 1, 4]])), targets.MaxLogit())
     >>> relevance.sum(-1).shape
@@ -72,16 +74,20 @@ class EmbeddingAdapter(torch.nn.Module):
     """
 
     def __init__(
-        self, model: torch.nn.Module, batch: Mapping[str, Any] | None = None, output_key: str | None = None
+        self,
+        model: torch.nn.Module,
+        batch: Mapping[str, Any] | None = None,
+        argument: str = "inputs_embeds",
+        output_key: str | None = None,
     ) -> None:
         super().__init__()
-        self.model, self.output_key = model, output_key
-        self.batch = {key: value for key, value in (batch or {}).items() if key not in ("input_ids", "inputs_embeds")}
+        self.model, self.argument, self.output_key = model, argument, output_key
+        self.batch = {key: value for key, value in (batch or {}).items() if key not in ("input_ids", argument)}
 
     def embed(self, input_ids: Tensor) -> Tensor:
         """Return the embeddings of tokens, without a graph: ``(batch, positions)`` to ``(batch, positions, width)``."""
         return self.model.get_input_embeddings()(input_ids).detach()  # type: ignore[operator]
 
-    def forward(self, inputs_embeds: Tensor) -> Tensor:
-        """Return the explained output for embeddings of shape ``(batch, positions, width)``."""
-        return explained(self.model(inputs_embeds=inputs_embeds, **self.batch), self.output_key)
+    def forward(self, input: Tensor) -> Tensor:
+        """Return the explained output for embeddings of shape ``(batch, positions, width)``, or for pixels."""
+        return explained(self.model(**{self.argument: input}, **self.batch), self.output_key)

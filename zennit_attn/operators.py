@@ -235,7 +235,7 @@ def value_attention(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
 
 
 def attention_arguments(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[list[Any], tuple[Any, ...], Any]:
-    """Split the arguments of fused attention into query, key, value and mask, further positional ones, and the others."""
+    """Split the arguments of fused attention into query, key, value and mask, more positional ones, and the others."""
     kwargs = dict(kwargs)
     sides = list(args[:4])
     sides += [kwargs.pop(name, None) for name in ("query", "key", "value", "attn_mask")[len(sides) :]]
@@ -348,8 +348,12 @@ def layer_norm(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> 
             return function(*args, **kwargs)
         dims = tuple(range(-len(normalized_shape), 0))
         with torch.no_grad():
-            # the kernel that layer_norm itself calls, which also returns its statistics
-            output, _, rstd = torch.native_layer_norm(input, tuple(normalized_shape), weight, bias, eps)
+            tensors = (input, weight, bias)
+            if torch.is_autocast_enabled(input.device.type):
+                # autocast takes layer_norm to float32, but not the kernel that it calls
+                tensors = tuple(None if value is None else value.float() for value in tensors)
+            # that kernel also returns the statistics
+            output, _, rstd = torch.native_layer_norm(tensors[0], tuple(normalized_shape), *tensors[1:], eps)
         return Normalize.apply(input, output, rstd, weight, lambda signal: signal - signal.mean(dims, keepdim=True))
 
     return run(*args, **kwargs)

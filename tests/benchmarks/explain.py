@@ -25,6 +25,8 @@ import zennit_attn
 from zennit_attn import AttnLRPComposite, CPLRPComposite, GammaViTComposite, input_x_gradient, rules
 
 PLAIN = "plain forward + backward"
+# layers and tokens
+GROWTH = [(2, 128), (2, 512), (2, 2048), (2, 8192), (4, 512), (8, 512), (16, 512)]
 
 
 def llama(width=768, layers=12, heads=12, hidden=2048, key_heads=None, vocabulary=1024, positions=16384):
@@ -127,9 +129,9 @@ def compare(model, x, composites, device, rounds):
 def peak(model, x, composite, device):
     """Return the bytes that a step takes at its peak, beyond what was there before."""
     run = variant(model, composite, x)
-    run()
     gc.collect()
     if device.type == "cuda":
+        run()
         torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated()
         run()
@@ -138,7 +140,10 @@ def peak(model, x, composite, device):
 
 
 def peak_resident(run):
-    """Return how far the resident memory of this process rises during a call, sampled."""
+    """Return how far the resident memory of this process rises during a call, sampled.
+
+    The first call of a process: later ones find memory that is resident, and free.
+    """
 
     def resident():
         return int(Path("/proc/self/statm").read_text().split()[1]) * 4096
@@ -205,7 +210,16 @@ def cases(device):
 
 def build(case, device):
     """Return a case's model, input and composites."""
-    make, shape, choose, dtype = cases(device)[case]
+    growing = {
+        f"Llama-like, 256 x {layers} layers, {length} tokens": (
+            lambda layers=layers: llama(256, layers, 8, 688),
+            (1, length, 256),
+            composites,
+            torch.float32,
+        )
+        for layers, length in GROWTH
+    }
+    make, shape, choose, dtype = (cases(device) | growing)[case]
     with torch.device(device):
         torch.set_default_dtype(dtype)
         model, x = make(), torch.randn(shape)
@@ -284,14 +298,15 @@ def small_models(device, rounds):
 
 def growth(device, rounds):
     """Yield the rows on growing sequences and depth: time and memory beyond the model's own."""
-    composite = input_x_gradient(AttnLRPComposite())
-    lengths = (128, 512, 2048, 8192)
-    for layers, length in [*((2, length) for length in lengths), *((layers, 512) for layers in (4, 8, 16))]:
+    for layers, length in GROWTH:
         model = llama(256, layers, 8, 688).to(device)
         x = torch.randn(1, length, 256, device=device)
+        composite = input_x_gradient(AttnLRPComposite())
         times = compare(model, x, {PLAIN: None, "AttnLRP": composite}, device, rounds)
-        taken = peak(model, x, composite, device)
+        del model
+        gc.collect()
         case = f"Llama-like, 256 x {layers} layers, {length} tokens"
+        taken = measure_peaks(case, ["AttnLRP, gradient form"], device)["AttnLRP, gradient form"]
         ratio, milliseconds = times["AttnLRP"] / times[PLAIN], times["AttnLRP"] * 1e3
         yield case, "AttnLRP, gradient form", f"{ratio:.2f}", f"{taken / 2**20:.0f} MiB", f"{milliseconds:.0f} ms"
 
