@@ -32,8 +32,10 @@ def linear_kind(module: torch.nn.Module) -> str | None:
     return None
 
 
-def linear_map(module: Any, input: Tensor, weight: Tensor, output: Tensor | None = None) -> Tensor:
-    """Apply a module's linear map, without its bias, with another weight.
+def linear_map(
+    module: Any, input: Tensor, weight: Tensor, output: Tensor | None = None, bias: Tensor | None = None
+) -> Tensor:
+    """Apply a module's linear map with another weight and bias.
 
     Parameters
     ----------
@@ -45,14 +47,16 @@ def linear_map(module: Any, input: Tensor, weight: Tensor, output: Tensor | None
         The weight to use, of the shape of the module's.
     output : torch.Tensor, optional
         An output of the module: its spatial size decides that of a transposed convolution's.
+    bias : torch.Tensor, optional
+        The bias to use, none by default.
     """
     kind = linear_kind(module)
     if kind == "linear":
-        return F.linear(input, weight)
+        return F.linear(input, weight, bias)
     if kind == "transposed linear":
-        return input @ weight
+        return input @ weight if bias is None else input @ weight + bias
     if kind == "convolution":
-        return module._conv_forward(input, weight, None)
+        return module._conv_forward(input, weight, bias)
     spatial = len(module.kernel_size)
     function = (F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d)[spatial - 1]
     padding = [
@@ -64,7 +68,7 @@ def linear_map(module: Any, input: Tensor, weight: Tensor, output: Tensor | None
         for axis in range(spatial)
     ]
     extra = module.output_padding if output is None else padding
-    return function(input, weight, None, module.stride, module.padding, extra, module.groups, module.dilation)
+    return function(input, weight, bias, module.stride, module.padding, extra, module.groups, module.dilation)
 
 
 def linear_vjp(module: Any, input: Tensor, weight: Tensor, signal: Tensor) -> Tensor:
@@ -107,18 +111,18 @@ def linear_vjp(module: Any, input: Tensor, weight: Tensor, signal: Tensor) -> Te
 
 
 class AbsoluteProduct(Function):
-    """``A = |W| |x|``; backward: ``sign(x) * |W|ᵀ t``, with ``|W|`` made anew, so that no copy of it is kept."""
+    """``A = |W| |x| + |b|``; backward: ``sign(x) * |W|ᵀ t``, with ``|W|`` made anew, so that no copy of it is kept."""
 
     @staticmethod
-    def forward(ctx: Any, input: Tensor, module: Any, output: Tensor) -> Tensor:
+    def forward(ctx: Any, input: Tensor, module: Any, output: Tensor, bias: Tensor | None) -> Tensor:
         ctx.save_for_backward(input)
         ctx.module = module
-        return linear_map(module, input.abs(), module.weight.abs(), output)
+        return linear_map(module, input.abs(), module.weight.abs(), output, None if bias is None else bias.abs())
 
     @staticmethod
-    def backward(ctx: Any, signal: Tensor) -> tuple[Tensor, None, None]:
+    def backward(ctx: Any, signal: Tensor) -> tuple[Tensor, None, None, None]:
         (input,) = ctx.saved_tensors
-        return input.sign() * linear_vjp(ctx.module, input, ctx.module.weight.abs(), signal), None, None
+        return input.sign() * linear_vjp(ctx.module, input, ctx.module.weight.abs(), signal), None, None, None
 
 
 class SignedProduct(Function):

@@ -348,12 +348,12 @@ def layer_norm(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> 
             return function(*args, **kwargs)
         dims = tuple(range(-len(normalized_shape), 0))
         with torch.no_grad():
-            tensors = (input, weight, bias)
+            tensors: tuple[Any, ...] = (input, weight, bias)
             if torch.is_autocast_enabled(input.device.type):
                 # autocast takes layer_norm to float32, but not the kernel that it calls
                 tensors = tuple(None if value is None else value.float() for value in tensors)
             # that kernel also returns the statistics
-            output, _, rstd = torch.native_layer_norm(tensors[0], tuple(normalized_shape), *tensors[1:], eps)
+            output, _, rstd = torch.native_layer_norm(tensors[0], tuple(normalized_shape), tensors[1], tensors[2], eps)
         return Normalize.apply(input, output, rstd, weight, lambda signal: signal - signal.mean(dims, keepdim=True))
 
     return run(*args, **kwargs)
