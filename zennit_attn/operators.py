@@ -589,11 +589,19 @@ def transformed(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) ->
     return output
 
 
-#: Rules by a number, and the numbers of functions by :meth:`Policy.key`.
+#: Tables by :meth:`Policy.key`, and rules by a number, for compilers.
+_tables: dict[str, dict[Callable[..., Any], Rule | None]] = {}
 numbered: list[Rule] = [unknown, transformed]
-_numbers: dict[str, dict[Callable[..., Any], int]] = {}
-PLAIN, UNKNOWN, TRANSFORMED = -1, 0, 1
-caches.append(_numbers.clear)
+PLAIN, TRANSFORMED = -1, 1
+caches.append(_tables.clear)
+
+
+def table_of(key: str) -> dict[Callable[..., Any], Rule | None]:
+    """Return the table of a :meth:`Policy.key`."""
+    if key not in _tables:
+        *choices, form = key.split()
+        _tables[key] = table(Policy(*choices), form)  # type: ignore[arg-type]
+    return _tables[key]
 
 
 # a compiler takes the number as a constant, instead of tracing the table
@@ -602,14 +610,12 @@ def find(key: str, function: Callable[..., Any]) -> int:
     """Return the number of a function's rule in the table of a key; :data:`PLAIN` stands for plain autograd."""
     if torch._C._functorch.maybe_current_level() is not None:
         return TRANSFORMED
-    if key not in _numbers:
-        *choices, form = key.split()
-        _numbers[key] = numbers = {}
-        for known, rule in table(Policy(*choices), form).items():  # type: ignore[arg-type]
-            numbers[known] = PLAIN if rule is None else len(numbered)
-            if rule is not None:
-                numbered.append(rule)
-    return _numbers[key].get(function, UNKNOWN)
+    rule = table_of(key).get(function, unknown)
+    if rule is None:
+        return PLAIN
+    if rule not in numbered:
+        numbered.append(rule)
+    return numbered.index(rule)
 
 
 def _entry(rule: Callable[..., Any] | None, kind: str, name: str, writing: bool, form: Form) -> Rule | None:

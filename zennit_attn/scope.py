@@ -20,11 +20,12 @@ from types import FrameType
 from typing import Any
 
 import torch
+from torch._C._functorch import maybe_current_level
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 from zennit.core import Hook
 
-from .operators import PLAIN, Form, Policy, find, numbered
+from .operators import PLAIN, Form, Policy, find, numbered, table_of, transformed, unknown
 
 #: Packages whose autograd functions are known: this one's rules, and the checkpoints of PyTorch.
 KNOWN_FUNCTIONS = ("zennit_attn", "torch")
@@ -57,11 +58,35 @@ class OperatorMode(TorchFunctionMode):
         super().__init__()
         self.policy, self.form, self.strict, self.root = policy, form, strict, root
         #: None inside of a module that has a layer rule: nothing is intercepted there
-        self.key: str | None = policy.key(form)
+        self.table: Any = self.table_for(policy)
+
+    def table_for(self, policy: Policy) -> Any:
+        """Return the table of a policy, in which :meth:`__torch_function__` looks."""
+        return table_of(policy.key(self.form))
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Call ``func`` by its rule."""
-        number = PLAIN if self.key is None else find(self.key, func)
+        if self.table is None:
+            rule = None
+        elif maybe_current_level() is None:
+            rule = self.table.get(func, unknown)
+        else:
+            rule = transformed
+        if rule is None:
+            return func(*args, **kwargs) if kwargs else func(*args)
+        return rule(func, args, kwargs or {})
+
+
+class TracedMode(OperatorMode):
+    """The same for a compiler, which traces what it sees: rules come by their number."""
+
+    def table_for(self, policy: Policy) -> str:
+        """Return the name of a policy's table."""
+        return policy.key(self.form)
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Call ``func`` by its rule."""
+        number = PLAIN if self.table is None else find(self.table, func)
         if number == PLAIN:
             return func(*args, **kwargs) if kwargs else func(*args)
         return numbered[number](func, args, kwargs or {})
@@ -95,7 +120,8 @@ def run_inside(
     """
     mode = _state.mode
     if mode is None:
-        with OperatorMode(policy, form, strict, module) as _state.mode:
+        kind = TracedMode if torch.compiler.is_compiling() else OperatorMode
+        with kind(policy, form, strict, module) as _state.mode:
             try:
                 return forward(*args, **kwargs)
             finally:
@@ -105,12 +131,12 @@ def run_inside(
             f"{type(module).__name__} has operator rules in the {form} form, inside of a forward in the {mode.form} "
             "form; one graph has one form: convert the whole composite with input_x_gradient, not single hooks of it."
         )
-    before = mode.policy, mode.key
-    mode.policy, mode.key = policy, policy.key(form)
+    before = mode.policy, mode.table
+    mode.policy, mode.table = policy, mode.table_for(policy)
     try:
         return forward(*args, **kwargs)
     finally:
-        mode.policy, mode.key = before
+        mode.policy, mode.table = before
 
 
 def refuse_foreign(modules: Iterable[tuple[str, torch.nn.Module]]) -> None:
@@ -179,16 +205,16 @@ class CheckpointHandle:
 def shield() -> Iterator[None]:
     """Intercept nothing: the module inside has a rule of its own."""
     mode, before = _state.mode, _state.shielded
-    key = None if mode is None else mode.key
+    table = None if mode is None else mode.table
     _state.shielded = True
     if mode is not None:
-        mode.key = None
+        mode.table = None
     try:
         yield
     finally:
         _state.shielded = before
         if mode is not None:
-            mode.key = key
+            mode.table = table
 
 
 def is_shielded() -> bool:
