@@ -592,7 +592,8 @@ def transformed(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) ->
 #: Tables by :meth:`Policy.key`, and rules by a number, for compilers.
 _tables: dict[str, dict[Callable[..., Any], Rule | None]] = {}
 numbered: list[Rule] = [unknown, transformed]
-PLAIN, TRANSFORMED = -1, 1
+PLAIN, UNKNOWN, TRANSFORMED = -1, 0, 1
+_numbers = {id(unknown): UNKNOWN, id(transformed): TRANSFORMED}
 caches.append(_tables.clear)
 
 
@@ -601,6 +602,10 @@ def table_of(key: str) -> dict[Callable[..., Any], Rule | None]:
     if key not in _tables:
         *choices, form = key.split()
         _tables[key] = table(Policy(*choices), form)  # type: ignore[arg-type]
+        for rule in filter(None, _tables[key].values()):
+            if id(rule) not in _numbers:
+                _numbers[id(rule)] = len(numbered)
+                numbered.append(rule)
     return _tables[key]
 
 
@@ -611,11 +616,7 @@ def find(key: str, function: Callable[..., Any]) -> int:
     if torch._C._functorch.maybe_current_level() is not None:
         return TRANSFORMED
     rule = table_of(key).get(function, unknown)
-    if rule is None:
-        return PLAIN
-    if rule not in numbered:
-        numbered.append(rule)
-    return numbered.index(rule)
+    return PLAIN if rule is None else _numbers[id(rule)]
 
 
 def _entry(rule: Callable[..., Any] | None, kind: str, name: str, writing: bool, form: Form) -> Rule | None:

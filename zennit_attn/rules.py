@@ -24,7 +24,7 @@ from zennit.core import Hook, RemovableHandleList, Stabilizer
 
 from .functions import Enter, Leave, Scale
 from .linear import AbsoluteProduct, SignedProduct, linear_kind, linear_map
-from .operators import Form, Policy, activation_call, depends
+from .operators import Form, Policy, activation_call, depends, table_of
 from .scope import (
     CheckpointHandle,
     ForwardHandle,
@@ -130,6 +130,8 @@ class Operators(Rule):
     def register(self, module: torch.nn.Module) -> RemovableHandleList:
         """Put the rules around one module's forward, and freeze its parameters until they are removed."""
         modules = list(module.named_modules())
+        # a compiler must find the table there when it traces
+        table_of(self.policy(None).key(self.form))
         # the graph is walked once for a model, under strict rules once for each registration
         first = self.strict or module not in _looked_at
 
