@@ -256,3 +256,48 @@ def test_ids_that_are_not_embedded_are_an_error():
 
     with pytest.raises(RuntimeError, match="embeds its ids"):
         InputXGradient(NoEmbedding(), fast())(IDS)
+
+
+def test_the_decoders_mask_picks_the_decoders_position():
+    model = models.t5().eval()
+    batch = {"input_ids": IDS, "attention_mask": torch.tensor([[1, 1, 0, 0, 0]] * 2)}
+    batch["decoder_input_ids"] = torch.tensor([[0, 4, 9, 3, 8], [0, 6, 7, 3, 2]])
+    _, relevance = InputXGradient(model, fast(), targets.MaxLogit())(batch)
+    _, expected = InputXGradient(model, fast(), targets.MaxLogit(position=4))(batch)
+    assert torch.equal(relevance, expected)
+
+
+@pytest.mark.parametrize("tables", [1, 2])
+def test_ids_that_are_looked_up_twice(tables):
+    class Twice(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first = torch.nn.Embedding(64, 4)
+            self.second = torch.nn.Embedding(64, 4) if tables == 2 else self.first
+
+        def forward(self, ids):
+            return (self.first(ids) + self.second(ids)).sum(1)
+
+    model = Twice()
+    output, relevance = InputXGradient(model, fast(), targets.Label(2))(IDS)
+    torch.testing.assert_close(relevance.sum(1), output[:, 2].detach())
+
+
+def test_a_batch_with_two_inputs_needs_the_name_of_one():
+    class Both(torch.nn.Module):
+        def forward(self, pixel_values, inputs_embeds):
+            return pixel_values.flatten(1) + inputs_embeds.sum(1)
+
+    batch = {"pixel_values": torch.randn(2, 2, 2), "inputs_embeds": torch.randn(2, 3, 4)}
+    with pytest.raises(ValueError, match="argument"):
+        InputXGradient(Both(), fast())(batch)
+    _, relevance = InputXGradient(Both(), fast(), argument="pixel_values")(batch)
+    torch.testing.assert_close(relevance, batch["pixel_values"])
+
+
+def test_relevance_of_a_module_that_returns_a_model_output():
+    model = models.llama().eval()
+    _, _, inner = InputXGradient(model, fast(), targets.MaxLogit(), modules=["model"])(IDS)
+    assert inner["model"].shape == (2, 5, models.WIDTH)
+    with pytest.raises(ValueError, match="no output that depends"):
+        InputXGradient(model, fast(), modules=["model.rotary_emb"])(IDS)

@@ -156,6 +156,13 @@ def test_what_no_file_can_hold_is_an_error(rule):
             "alpha - beta",
         ),
         ('preset = "attnlrp"\n[[role_map]]\nroles = ["mpl"]\nrule = "Gamma"', ValueError, "nearest: 'mlp'"),
+        (
+            'preset = "attnlrp"\n[[layer_map]]\ntypes = ["Linear"]\n'
+            'rule = "zennit.rules.Gamma"\nparameters = {gamma = "a"}',
+            TypeError,
+            "expected a number",
+        ),
+        ('preset = "attnlrp"\ncanonizers = "MergeBatchNorm"', TypeError, "expected a list"),
         ("preset = ", ValueError, "not valid TOML"),
     ],
 )

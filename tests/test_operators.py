@@ -2014,3 +2014,49 @@ def test_a_registration_holds_for_later_contexts_of_the_same_composite():
 def test_registering_a_kind_that_there_is_not_names_those_that_there_are():
     with pytest.raises(ValueError, match="linear"):
         register_operator(torch.sin, "wave")
+
+
+@pytest.mark.parametrize("function", [torch.var_mean, torch.std_mean])
+@pytest.mark.parametrize("form", FORMS)
+def test_a_mean_that_comes_with_a_statistic_is_linear(function, form):
+    class Centred(torch.nn.Module):
+        def forward(self, x):
+            spread, mean = function(x, -1, keepdim=True)
+            return (x - mean) / (spread + 1)
+
+    x, relevance = randn(3, 5), randn(3, 5, seed=1)
+    _, mean = function(x, -1, keepdim=True)
+    share = relevance / (x - mean)
+    expected = x * (share - share.mean(-1, keepdim=True))
+    leaf = x.clone().requires_grad_()
+    composite = CPLRPComposite(strict=True)
+    with (input_x_gradient(composite) if form == "gradient" else composite).context(Centred()) as model:
+        output = model(leaf)
+        start = relevance / output.detach() if form == "gradient" else relevance
+        (signal,) = torch.autograd.grad(output, leaf, start)
+    # a sum of a handful of terms in float64
+    torch.testing.assert_close(x * signal if form == "gradient" else signal, expected, rtol=1e-9, atol=1e-9)
+
+
+def test_a_power_is_a_gate_in_both_forms():
+    class Squared(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.gate, self.up = (torch.nn.Linear(5, 4, bias=False, dtype=torch.float64) for _ in range(2))
+
+        def forward(self, x):
+            return F.relu(self.gate(x)).pow(2) * self.up(x) + self.gate(x) ** 3 * self.up(x)
+
+    model, x, found = Squared(), randn(3, 5), []
+    for form in FORMS:
+        leaf = x.clone().requires_grad_()
+        composite = CPLRPComposite(strict=True)
+        with (input_x_gradient(composite) if form == "gradient" else composite).context(model):
+            output = model(leaf)
+            (signal,) = (
+                torch.autograd.grad(output.sum(), leaf)
+                if form == "gradient"
+                else torch.autograd.grad(output, leaf, output)
+            )
+        found.append(x * signal if form == "gradient" else signal)
+    torch.testing.assert_close(found[0], found[1], rtol=1e-9, atol=1e-9)

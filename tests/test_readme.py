@@ -68,5 +68,9 @@ def test_continuous_integration_runs_the_other_commands(command):
     assert command in lines or command == 'python -m pip install -e ".[examples]"'
 
 
+def test_no_figure_is_left_to_fill_in():
+    assert not re.findall(r"[A-Z]+_[A-Z_]+", re.sub(r"`[^`]*`", "", (ROOT / "README.md").read_text()))
+
+
 def test_there_are_no_other_kinds_of_blocks():
     assert {kind for kind, _ in BLOCKS} == {"shell", "python", "toml"}

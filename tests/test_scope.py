@@ -5,12 +5,15 @@ import copy
 import models
 import pytest
 import torch
+import torch.utils.checkpoint
+import zennit.canonizers
 import zennit.rules
 from zennit.composites import EpsilonPlus
 from zennit.core import Composite
 
 from zennit_attn import AttnLRPComposite, CPLRPComposite, GammaViTComposite, InputXGradient, input_x_gradient
 from zennit_attn.rules import CPLRP, AttnLRP, Gamma, Operators
+from zennit_attn.scope import UnknownOperationError, UnknownOperationWarning
 
 MAKERS = {"llama": models.llama, "gpt2": models.gpt2, "torchvision_vit": models.torchvision_vit}
 
@@ -331,3 +334,102 @@ def test_relevance_that_is_not_finite_raises():
     composite = input_x_gradient(AttnLRPComposite(role_map=[("patch_embedding", zennit.rules.Flat())]))
     with pytest.raises(RuntimeError, match="exactly zero"):
         InputXGradient(model, composite)(x)
+
+
+def test_a_transform_around_the_model_is_an_error():
+    model, x = build("llama")
+    with input_x_gradient(AttnLRPComposite()).context(model), pytest.raises(RuntimeError, match=r"torch\.func"):
+        torch.func.grad(lambda x: models.logits_of(model, x)[0, 3])(x)
+
+
+class Hidden(torch.autograd.Function):
+    """An operation that no mode sees."""
+
+    @staticmethod
+    def forward(ctx, x):
+        return x * 2
+
+    @staticmethod
+    def backward(ctx, gradient):
+        return gradient * 2
+
+
+def test_hidden_functions_are_reported_after_a_forward_without_a_graph():
+    class Model(torch.nn.Module):
+        def forward(self, x):
+            return Hidden.apply(x)
+
+    model, x = Model(), torch.randn(3)
+    with input_x_gradient(AttnLRPComposite()).context(model):
+        with torch.no_grad():
+            model(x)
+        with pytest.warns(UnknownOperationWarning, match="Hidden"):
+            model(x.requires_grad_())
+
+
+def test_reentrant_checkpoints_that_run_without_rules_are_reported():
+    class Model(torch.nn.Module):
+        def forward(self, x):
+            return torch.utils.checkpoint.checkpoint(lambda x: x * x, x, use_reentrant=True)
+
+    with (
+        input_x_gradient(AttnLRPComposite(strict=True)).context(Model()) as model,
+        pytest.raises(UnknownOperationError, match="Checkpoint"),
+    ):
+        model(torch.randn(3, requires_grad=True))
+
+
+def test_parameters_that_are_thawed_inside_of_the_context_are_an_error():
+    model, x = build("llama")
+    with AttnLRPComposite().context(model):
+        model.lm_head.weight.requires_grad_(True)
+        with pytest.raises(RuntimeError, match=r"lm_head\.weight"):
+            models.logits_of(model, x)
+
+
+@pytest.mark.parametrize("form", ["relevance", "gradient"])
+def test_gradients_can_be_retained_at_a_gate(form):
+    model, x = build("llama")
+    composite = CPLRPComposite(strict=True)
+    gates = []
+
+    def keep(module, args, output):
+        output.retain_grad()
+        gates.append(output)
+
+    model.model.layers[0].mlp.act_fn.register_forward_hook(keep)
+    expected, _ = models.explain(model, composite, x, form)
+    assert expected.abs().max() > 0
+    # a gate is a constant under CP-LRP
+    assert gates[0].grad is None or float(gates[0].grad.abs().max()) == 0
+
+
+def test_describing_a_model_inside_of_its_context():
+    model, x = build("torchvision_vit")
+    composite = input_x_gradient(GammaViTComposite())
+    before = composite.describe(model)
+    with composite.context(model):
+        expected = gradient(model, x)
+        assert composite.describe(model) == before
+        assert torch.equal(gradient(model, x), expected)
+    assert [name for name, _ in model.named_modules() if name.endswith(".query")] == []
+
+
+def test_a_canonizer_that_fails_leaves_the_model_as_it_was():
+    class Fails(zennit.canonizers.Canonizer):
+        def apply(self, root_module):
+            raise KeyError("no")
+
+        def register(self):
+            """Nothing to do."""
+
+        def remove(self):
+            """Nothing to do."""
+
+    model, _ = build("torchvision_vit")
+    before = state(model)
+    composite = GammaViTComposite(canonizers=[Fails()])
+    for use in (composite.describe, composite.register):
+        with pytest.raises(KeyError):
+            use(model)
+        assert_same_state(state(model), before)

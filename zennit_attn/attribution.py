@@ -44,6 +44,8 @@ class InputXGradient(Attributor):
         as well.
     output_key : str, optional
         Entry of a ModelOutput to explain, see :func:`zennit_attn.adapters.explained`.
+    argument : str, optional
+        Which entry of a batch is explained, where it has several of :data:`INPUTS`.
     create_graph, retain_graph : bool, optional
         As in :func:`torch.autograd.grad`.
 
@@ -72,6 +74,7 @@ class InputXGradient(Attributor):
         attr_output: Any = None,
         modules: Sequence[str] = (),
         output_key: str | None = None,
+        argument: str | None = None,
         create_graph: bool = False,
         retain_graph: bool | None = None,
     ) -> None:
@@ -82,7 +85,7 @@ class InputXGradient(Attributor):
                 "zennit.attribution.Gradient."
             )
         super().__init__(model, composite, attr_output)
-        self.modules, self.output_key = tuple(modules), output_key
+        self.modules, self.output_key, self.argument = tuple(modules), output_key, argument
         self.create_graph, self.retain_graph = create_graph, retain_graph
 
     def __call__(self, input: Tensor | Mapping[str, Any], attr_output: Any = None) -> Any:
@@ -117,60 +120,69 @@ class InputXGradient(Attributor):
 
     def forward(self, input: Tensor | Mapping[str, Any], attr_output_fn: Any) -> Any:
         """Explain the output for an input, with the composite registered."""
-        name, given, rest = split_input(input)
+        name, given, rest = split_input(input, self.argument)
         tokens = not given.is_floating_point()
         # fused attention kernels have no second derivative
         kernel = sdpa_kernel(SDPBackend.MATH) if self.create_graph else nullcontext()
         with torch.enable_grad(), kernel, self.capture() as captured:
             if tokens:
-                output, leaf = self.run_on_tokens(name, given, rest)
+                output, leaves = self.run_on_tokens(name, given, rest)
             else:
-                leaf = given.detach().requires_grad_()
-                output = self.run(name, leaf.view_as(leaf), rest)
-            explained_output = explained(output, self.output_key)
-            mask = rest.get("attention_mask")
-            sources = [leaf, *captured.values()]
-            signals = self.signals(explained_output, attr_output_fn, mask, sources)
-        pairs = zip(captured.items(), signals[1:], strict=True)
-        inner = {name: relevance_of(value, signal) for (name, value), signal in pairs}
-        relevance = relevance_of(leaf, signals[0])
-        check_finite(relevance)
+                leaves = [given.detach().requires_grad_()]
+                output = self.run(name, leaves[0].view_as(leaves[0]), rest)
+            sources = [*leaves, *captured.values()]
+            mask = target_mask(self.model, rest)
+            signals = self.signals(explained(output, self.output_key), attr_output_fn, mask, sources)
+        relevances = [relevance_of(value, signal) for value, signal in zip(sources, signals, strict=True)]
+        inner = dict(zip(captured, relevances[len(leaves) :], strict=True))
+        for wanted in self.modules:
+            if not any(fnmatch.fnmatchcase(key.split("#")[0], wanted) for key in inner):
+                raise ValueError(f"modules got {wanted!r}, which has no output that depends on the input as a tensor")
+        for relevance in relevances[: len(leaves)]:
+            check_finite(relevance)
         if tokens:
-            relevance = zero_padding(relevance.sum(-1), mask)
+            summed = torch.stack([relevance.sum(-1) for relevance in relevances[: len(leaves)]]).sum(0)
+            relevance = zero_padding(summed, rest.get("attention_mask"))
+        else:
+            relevance = relevances[0]
         return (output, relevance, inner) if self.modules else (output, relevance)
 
     def run(self, name: str | None, value: Tensor, rest: Mapping[str, Any]) -> Any:
         """Call the model with the explained input, by position or by name."""
         return self.model(value, **rest) if name is None else self.model(**{name: value, **rest})
 
-    def run_on_tokens(self, name: str | None, ids: Tensor, rest: Mapping[str, Any]) -> tuple[Any, Tensor]:
-        """Call the model with token ids; return its output and the embeddings of the ids, as a leaf."""
-        leaves: list[Tensor] = []
+    def run_on_tokens(self, name: str | None, ids: Tensor, rest: Mapping[str, Any]) -> tuple[Any, list[Tensor]]:
+        """Call the model with token ids; return its output and the embeddings of the ids, a leaf for each table."""
+        leaves: dict[int, Tensor] = {}
 
-        def catch(_: Any, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor) -> Tensor | None:
+        def catch(table: Any, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor) -> Tensor | None:
             indices = args[0] if args else kwargs.get("input")
-            if leaves or not isinstance(indices, Tensor) or indices.numel() != ids.numel():
+            if not isinstance(indices, Tensor) or indices.numel() != ids.numel():
                 return None
-            if not torch.equal(indices.reshape(ids.shape).to(ids.device), ids):
+            # the ids themselves, or a copy of them; later copies may be the ids of a decoder
+            if indices.data_ptr() != ids.data_ptr() and (leaves or not torch.equal(indices.reshape(ids.shape), ids)):
                 return None
-            leaves.append(output.detach().reshape(*ids.shape, -1).requires_grad_())
+            key = id(getattr(table, "weight", table))
+            if key not in leaves:
+                leaves[key] = output.detach().reshape(*ids.shape, -1).requires_grad_()
             # a copy, so that a model that writes into its embeddings does not write into the leaf
-            return leaves[0].clone().view_as(output)
+            return leaves[key].clone().view_as(output)
 
-        for tables in embeddings(self.model):
-            # before the hooks that collect inner relevance, which are to see the leaf's graph
-            handles = [table.register_forward_hook(catch, with_kwargs=True, prepend=True) for table in tables]
-            try:
-                output = self.run(name, ids, rest)
-            finally:
-                for handle in handles:
-                    handle.remove()
-            if leaves:
-                return output, leaves[0]
-        raise RuntimeError(
-            f"got token ids of shape {tuple(ids.shape)}, but no embedding of {type(self.model).__name__} was looked up "
-            "with them; expected a model that embeds its ids. Explain inputs_embeds instead."
-        )
+        # before the hooks that collect inner relevance, which are to see the leaf's graph
+        handles = [
+            table.register_forward_hook(catch, with_kwargs=True, prepend=True) for table in embeddings(self.model)
+        ]
+        try:
+            output = self.run(name, ids, rest)
+        finally:
+            for handle in handles:
+                handle.remove()
+        if not leaves:
+            raise RuntimeError(
+                f"got token ids of shape {tuple(ids.shape)}, but no embedding of {type(self.model).__name__} was "
+                "looked up with them; expected a model that embeds its ids. Explain inputs_embeds instead."
+            )
+        return output, list(leaves.values())
 
     def signals(self, output: Tensor, attr_output_fn: Any, mask: Tensor | None, sources: list[Tensor]) -> list[Tensor]:
         """Return the gradient at each source."""
@@ -179,7 +191,7 @@ class InputXGradient(Attributor):
         else:
             relevance = attr_output_fn(output)
             weights = divide(relevance.to(output.dtype).expand_as(output), output)
-        gradients: tuple[Tensor | None, ...] = (None,)
+        gradients: tuple[Tensor | None, ...] = (None,) * len(sources)
         if output.requires_grad:
             gradients = torch.autograd.grad(
                 output,
@@ -189,7 +201,7 @@ class InputXGradient(Attributor):
                 retain_graph=self.retain_graph,
                 allow_unused=True,
             )
-        if gradients[0] is None:
+        if all(gradient is None for gradient in gradients):
             raise RuntimeError(
                 "the explained output does not depend on the input; expected a path from one to the other. Is the "
                 "model in inference mode, or its input detached?"
@@ -208,6 +220,7 @@ class InputXGradient(Attributor):
 
             def keep(_: Any, args: Any, output: Any, name: str = name) -> None:
                 tensor = output[0] if isinstance(output, (tuple, list)) else output
+                tensor = explained(tensor) if isinstance(tensor, Mapping) else tensor
                 if isinstance(tensor, Tensor) and tensor.requires_grad:
                     count = sum(key.split("#")[0] == name for key in captured)
                     captured[f"{name}#{count + 1}" if count else name] = tensor
@@ -238,7 +251,7 @@ class InputXGradient(Attributor):
         return list(found.items())
 
 
-def split_input(input: Any) -> tuple[str | None, Tensor, dict[str, Any]]:
+def split_input(input: Any, argument: str | None = None) -> tuple[str | None, Tensor, dict[str, Any]]:
     """Return the name of the explained argument, its value, and the other arguments.
 
     Raises
@@ -250,25 +263,35 @@ def split_input(input: Any) -> tuple[str | None, Tensor, dict[str, Any]]:
         return None, input, {}
     if not isinstance(input, Mapping):
         raise TypeError(f"got an input of type {type(input).__name__}, expected a tensor, or a mapping of arguments")
-    names = [name for name in INPUTS if input.get(name) is not None]
+    names = [name for name in (INPUTS if argument is None else (argument,)) if input.get(name) is not None]
     if len(names) != 1:
-        raise ValueError(f"got a batch of {sorted(input)}, expected exactly one of {INPUTS} in it")
+        wanted = f"exactly one of {INPUTS} in it, or its name as argument" if argument is None else repr(argument)
+        raise ValueError(f"got a batch of {sorted(input)}, expected {wanted}")
     value = input[names[0]]
     if not isinstance(value, Tensor):
         raise TypeError(f"got {names[0]} of type {type(value).__name__}, expected a tensor: use return_tensors='pt'")
     return names[0], value, {key: item for key, item in input.items() if key != names[0]}
 
 
-def embeddings(model: Any) -> list[list[torch.nn.Module]]:
-    """Return the modules that may embed token ids: those that share the model's own embedding, then all there are."""
+def embeddings(model: Any) -> list[torch.nn.Module]:
+    """Return the modules that may embed token ids."""
     tables: list[torch.nn.Module] = [module for module in model.modules() if isinstance(module, torch.nn.Embedding)]
     try:
         own = model.get_input_embeddings()
     except (AttributeError, NotImplementedError):
-        return [tables]
-    weight = getattr(own, "weight", None)
-    shared = [table for table in tables if table.weight is weight and table is not own]
-    return [[own, *shared], tables] if isinstance(own, torch.nn.Module) else [tables]
+        return tables
+    # an embedding of another kind, not one that is made of those
+    if isinstance(own, torch.nn.Module) and not any(table in own.modules() for table in tables):
+        tables.append(own)
+    return tables
+
+
+def target_mask(model: Any, rest: Mapping[str, Any]) -> Tensor | None:
+    """Return the mask of the sequence that has logits: the decoder's, where there is one."""
+    decoder = bool(getattr(getattr(model, "config", None), "is_encoder_decoder", False))
+    if decoder or any(name.startswith("decoder_") for name in rest):
+        return rest.get("decoder_attention_mask")
+    return rest.get("attention_mask")
 
 
 def relevance_of(value: Tensor, signal: Tensor) -> Tensor:

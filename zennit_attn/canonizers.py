@@ -50,6 +50,12 @@ class MultiheadAttentionCanonizer(Canonizer):
 
     def register(self, module: Any) -> None:
         """Unfuse one attention."""
+        taken = [name for name in ("query", "key", "value") if hasattr(module, name)]
+        if taken:
+            raise NotImplementedError(
+                f"{type(module).__name__} has {taken} of its own, under which its projections would be put; expected "
+                "torch.nn.MultiheadAttention without them."
+            )
         self.module = module
         for name, projection in projections(module).items():
             module.add_module(name, projection)
@@ -96,6 +102,8 @@ def unfused(
         raise NotImplementedError(
             "torch.nn.MultiheadAttention with add_bias_kv or add_zero_attn has no unfused form here; expected neither."
         )
+    if is_causal and attn_mask is None:
+        raise RuntimeError("got is_causal=True without attn_mask, expected both: is_causal is a hint about the mask")
     batched = query.dim() == 3
     inputs = (query, key, value) if batched else tuple(tensor.unsqueeze(1) for tensor in (query, key, value))
     if batched and module.batch_first:

@@ -55,10 +55,11 @@ KINDS: dict[str, str] = {
     "reversed division": "rdiv rtruediv",
     "division": "div divide true_divide truediv",
     "reciprocal": "rsqrt reciprocal",
-    "statistic": "var std var_mean std_mean norm vector_norm",
+    "statistic": "var std norm vector_norm",
+    "statistic and mean": "var_mean std_mean",
     "unit": "normalize",
     "power": "pow float_power",
-    "softmax": "softmax _softmax_backward_data",
+    "softmax": "softmax",
     "attention": "scaled_dot_product_attention",
     "activation": """
         relu relu6 gelu silu tanh sigmoid expit elu selu celu leaky_relu prelu rrelu hardtanh hardswish hardsigmoid
@@ -114,7 +115,7 @@ caches: list[Callable[[], None]] = []
 
 
 def register_operator(function: Callable[..., Any], kind: str) -> None:
-    """Make a function known to the operator rules.
+    """Make a function known to the operator rules, of every model in this process.
 
     Parameters
     ----------

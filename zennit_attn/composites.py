@@ -15,11 +15,11 @@ import torch
 import zennit.types
 from zennit.canonizers import Canonizer
 from zennit.composites import register_composite
-from zennit.core import Composite, Hook
+from zennit.core import Hook
 
 from .canonizers import MultiheadAttentionCanonizer
 from .parameters import check_flag, check_number, nearest, parameters_of
-from .registration import ScopedComposite, refuse_hidden
+from .registration import ScopedComposite, is_registered, refuse_hidden
 from .roles import ROLES, is_linear, role
 from .rules import CPLRP, AttnLRP, Epsilon, Gamma, Identity, Operators
 
@@ -36,6 +36,7 @@ ELEMENTARY_ACTIVATIONS = (
     "ReLUSquaredActivation",
     "SqrtSoftplusActivation",
     "XIELUActivation",
+    "BloomGelu",
     "GELUTanh",
     "QuickGELU",
 )
@@ -125,7 +126,7 @@ class TransformerComposite(ScopedComposite):
         super().register(module)
         try:
             self.check_matches(module)
-        except ValueError:
+        except BaseException:
             self.remove()
             raise
 
@@ -171,8 +172,11 @@ class TransformerComposite(ScopedComposite):
             One line a module.
         """
         rows = [("module", "role", "rule", "parameters")]
-        handles = [handle for canonizer in self.canonizers for handle in canonizer.apply(model)]
+        handles: list[Canonizer] = []
         try:
+            # a model on which a composite is registered is canonized already
+            for canonizer in () if is_registered(model) else self.canonizers:
+                handles += canonizer.apply(model)
             for name, module in model.named_modules():
                 rule = self.mapping({}, name, module)
                 if rule is not None:
@@ -194,7 +198,8 @@ class TransformerComposite(ScopedComposite):
     def __eq__(self, other: object) -> bool:
         return isinstance(other, TransformerComposite) and self._content() == other._content()
 
-    __hash__ = Composite.__hash__
+    def __hash__(self) -> int:
+        return hash((type(self), self.form))
 
     def _content(self) -> tuple[Any, ...]:
         maps = [

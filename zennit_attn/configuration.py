@@ -141,6 +141,9 @@ def composite_of(content: Mapping[str, Any], overrides: Mapping[str, Any], sourc
     given = require_table("parameters", content.get("parameters", {}), source)
     require_known("parameter", given, valid, source)
     require_known("override", overrides, (*valid, *MAPS, "canonizers"), source)
+    for name in (*MAPS, "canonizers"):
+        if not isinstance(content.get(name, []), list):
+            raise TypeError(f"{source} got {name}={content[name]!r}, expected a list")
     maps: dict[str, Any] = {
         name: [*(overrides.get(name) or ()), *(entry_of(name, entry, source) for entry in content.get(name, ()))]
         for name in MAPS
@@ -173,6 +176,9 @@ def entry_of(name: str, entry: Any, source: str) -> tuple[tuple[str, ...], Hook]
     parameters = require_table("parameters", table.get("parameters", {}), source)
     valid = [key for key in inspect.signature(choices[title]).parameters if key not in ("args", "kwargs")]
     require_known(f"parameter of {title}", parameters, valid, source)
+    for key in set(parameters) & {"gamma", "epsilon", "stabilizer", "alpha", "beta", "low", "high", "beta_smooth"}:
+        if isinstance(parameters[key], bool) or not isinstance(parameters[key], (int, float)):
+            raise TypeError(f"{source}: {title} in {name} got {key}={parameters[key]!r}, expected a number")
     try:
         return tuple(keys), choices[title](**parameters)
     except (TypeError, ValueError) as error:
@@ -183,7 +189,10 @@ def canonizer_of(title: Any) -> Any:
     """Return a canonizer of zennit by its name."""
     found: Any = getattr(zennit.canonizers, str(title), None)
     if not inspect.isclass(found) or not issubclass(found, zennit.canonizers.Canonizer):
-        names = [name for name, value in vars(zennit.canonizers).items() if inspect.isclass(value)]
+        known = vars(zennit.canonizers).items()
+        names = [
+            name for name, kind in known if inspect.isclass(kind) and issubclass(kind, zennit.canonizers.Canonizer)
+        ]
         raise ValueError(f"got the canonizer {title!r}, expected one of zennit's; {nearest(str(title), names)}")
     return found()
 
@@ -241,6 +250,8 @@ def to_toml(composite: TransformerComposite, model: torch.nn.Module | str | None
     extra = [type(item) for item in composite.canonizers[1:]]
     for kind in extra:
         canonizer_of(kind.__name__)
+        if inspect.signature(kind).parameters:
+            raise ValueError(f"got the canonizer {kind.__name__}, expected one without arguments: they are not written")
     if extra:
         lines.append(f"canonizers = {toml_value([kind.__name__ for kind in extra])}")
     lines += table("[parameters]", composite.parameters())

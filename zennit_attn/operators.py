@@ -117,6 +117,12 @@ def constant(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> An
     return swap_call(function, args, kwargs, Tensor.detach)
 
 
+def statistics(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """Treat the first of two statistics as a constant: the mean that comes with it is linear."""
+    spread, mean = function(*args, **kwargs)
+    return spread.detach(), mean
+
+
 def uniform(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """Give each of the N operands that depend on the input the N-th part (AttnLRP, prop. 3.2 and 3.3)."""
     count = len(operands(args, kwargs))
@@ -127,7 +133,8 @@ def uniform(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any
 def mark(output: Any) -> Any:
     """Mark what an activation produced, see :data:`GATE`."""
     for value in output if isinstance(output, (list, tuple)) else (output,):
-        setattr(value, GATE, True)
+        if isinstance(value, Tensor):
+            setattr(value, GATE, True)
     return output
 
 
@@ -212,7 +219,7 @@ def power(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any], name: st
         return activation(function, args, kwargs, name, form)
     # the slope x ** (n - 1) is the derivative over n
     output = function(*args, **kwargs)
-    return Scale.apply(output, 1 / exponent) if depends(output) else output
+    return mark(Scale.apply(output, 1 / exponent)) if depends(output) else output
 
 
 def uniform_attention(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -489,7 +496,13 @@ def rules_by_kind(policy: Policy) -> dict[str, Callable[..., Any]]:
         chosen["routing"] = carried
     if policy.norm == "constant":
         chosen |= {"division": division, "reversed division": reversed_division, "reciprocal": constant}
-        chosen |= {"statistic": constant, "unit": unit, "layer norm": layer_norm, "rms norm": rms_norm}
+        chosen |= {
+            "statistic": constant,
+            "statistic and mean": statistics,
+            "unit": unit,
+            "layer norm": layer_norm,
+            "rms norm": rms_norm,
+        }
         chosen |= {"group norm": group_norm, "instance norm": instance_norm}
     if policy.activation == "identity":
         chosen |= {"activation": activation, "power": power}

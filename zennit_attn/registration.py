@@ -81,7 +81,16 @@ class ScopedComposite(Composite):
     def remove(self) -> None:
         """Remove all rules, then what the canonizers changed, in the reverse order of :meth:`register`."""
         self.handles.reverse()
-        super().remove()
+        errors = []
+        for handle in self.handles:
+            try:
+                handle.remove()
+            except Exception as error:  # the others are to be undone all the same
+                errors.append(error)
+        self.handles.clear()
+        self.hook_refs.clear()
+        if errors:
+            raise errors[0]
 
     def inactive(self) -> Any:
         """Not possible: rules act in the forward pass.
@@ -126,6 +135,11 @@ class _Registration:
     def remove(self) -> None:
         for module in self.modules:
             _registered.pop(module, None)
+
+
+def is_registered(model: torch.nn.Module) -> bool:
+    """Tell whether a composite is registered on a model."""
+    return model in _registered
 
 
 def refuse_nesting(model: torch.nn.Module) -> None:

@@ -24,7 +24,7 @@ from zennit.core import Hook, RemovableHandleList, Stabilizer
 
 from .functions import Enter, Leave, Scale
 from .linear import AbsoluteProduct, SignedProduct, linear_kind, linear_map
-from .operators import Form, Policy, activation_call, depends, table_of
+from .operators import Form, Policy, activation_call, depends, table_of, wide
 from .scope import (
     CheckpointHandle,
     ForwardHandle,
@@ -32,6 +32,7 @@ from .scope import (
     enclosing_policy,
     is_shielded,
     refuse_foreign,
+    refuse_thawed,
     report_functions,
     run_inside,
     shield,
@@ -39,7 +40,8 @@ from .scope import (
 
 Stabilize = Callable[[Tensor], Tensor]
 
-_looked_at: weakref.WeakSet[torch.nn.Module] = weakref.WeakSet()
+#: Models of which the graph was walked for hidden functions, and under which policies.
+_looked_at: weakref.WeakKeyDictionary[torch.nn.Module, set[str]] = weakref.WeakKeyDictionary()
 
 
 class Rule(Hook):
@@ -129,39 +131,41 @@ class Operators(Rule):
 
     def register(self, module: torch.nn.Module) -> RemovableHandleList:
         """Put the rules around one module's forward, and freeze its parameters until they are removed."""
-        modules = list(module.named_modules())
+        modules, parameters = list(module.named_modules()), list(module.named_parameters())
+        checkpoints = [
+            child
+            for child in module.modules()
+            if getattr(child, "gradient_checkpointing", False) and hasattr(child, "_gradient_checkpointing_func")
+        ]
         # a compiler must find the table there when it traces
-        table_of(self.policy(None).key(self.form))
-        # the graph is walked once for a model, under strict rules once for each registration
-        first = self.strict or module not in _looked_at
+        key = self.policy(None).key(self.form)
+        table_of(key)
+        # the graph is walked once for a model and a policy, under strict rules once for each registration
+        first = self.strict or key not in _looked_at.get(module, ())
 
         def rerun(policy: Policy, forward: Any, args: Any, kwargs: Any = MappingProxyType({})) -> Any:
             return run_inside(policy, self.form, self.strict, module, forward, args, kwargs)
 
         def around(forward: Any, args: Any, kwargs: Any) -> Any:
-            nonlocal first
             if is_shielded():
                 return forward(*args, **kwargs)
             policy = enclosing_policy()
             if policy is not None or torch.compiler.is_compiling():
                 return rerun(self.policy(policy), forward, args, kwargs)
             refuse_foreign(modules)
+            refuse_thawed(parameters)
             return rerun(self.policy(None), look_once if first else forward, args, kwargs)
 
         def look_once(*args: Any, **kwargs: Any) -> Any:
             nonlocal first
             output = handles[0].wrapped.forward(*args, **kwargs)
-            report_functions(output, (args, kwargs))
-            first = False
-            _looked_at.add(module)
+            if report_functions(output, (args, kwargs), bool(checkpoints)):
+                first = False
+                _looked_at.setdefault(module, set()).add(key)
             return output
 
         handles = RemovableHandleList([ForwardHandle(module, around), FrozenHandle(module)])
-        handles += [
-            CheckpointHandle(child, rerun)
-            for child in module.modules()
-            if getattr(child, "gradient_checkpointing", False) and hasattr(child, "_gradient_checkpointing_func")
-        ]
+        handles += [CheckpointHandle(child, rerun) for child in checkpoints]
         return handles
 
 
@@ -348,11 +352,6 @@ class LinearRule(LayerRule):
         raise NotImplementedError
 
 
-def wide(value: Tensor) -> Tensor:
-    """Return half precision in float32, for element-wise arithmetic."""
-    return value if value.dtype in (torch.float32, torch.float64) else value.float()
-
-
 class Epsilon(LinearRule):
     """ε rule: ``R_x = x * Wᵀ(R / (z + ε sign z))``; ``epsilon=0`` is LRP-0 (Bach et al. 2015; AttnLRP, eq. 8).
 
@@ -421,6 +420,8 @@ class Gamma(LinearRule):
         zero_params: str | list[str] | None = None,
     ) -> None:
         super().__init__(stabilizer, zero_params)
+        if isinstance(gamma, bool) or not isinstance(gamma, (int, float)) or gamma < 0:
+            raise TypeError(f"got gamma={gamma!r}, expected a number of at least 0")
         self.gamma = gamma
 
     def products(self, module: Any, input: Tensor, output: Tensor) -> tuple[Tensor, ...]:

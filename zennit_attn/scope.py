@@ -20,6 +20,7 @@ from types import FrameType
 from typing import Any
 
 import torch
+import torch.utils.checkpoint
 from torch._C._functorch import maybe_current_level
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
@@ -27,7 +28,7 @@ from zennit.core import Hook
 
 from .operators import PLAIN, Form, Policy, find, numbered, table_of, transformed, unknown
 
-#: Packages whose autograd functions are known: this one's rules, and the checkpoints of PyTorch.
+#: Packages whose autograd functions are known: this one's rules, and what PyTorch's own functions are made of.
 KNOWN_FUNCTIONS = ("zennit_attn", "torch")
 
 
@@ -120,6 +121,11 @@ def run_inside(
     """
     mode = _state.mode
     if mode is None:
+        if not torch.compiler.is_compiling() and maybe_current_level() is not None:
+            raise RuntimeError(
+                f"{type(module).__name__} got called inside of a transform of torch.func, which hides from the rules "
+                "what depends on the input; expected torch.autograd.grad or backward."
+            )
         kind = TracedMode if torch.compiler.is_compiling() else OperatorMode
         with kind(policy, form, strict, module) as _state.mode:
             try:
@@ -328,7 +334,23 @@ def report(function: Any) -> None:
         warnings.warn(message, UnknownOperationWarning, stacklevel=2)
 
 
-def report_functions(output: Any, inputs: Any) -> None:
+def refuse_thawed(parameters: Iterable[tuple[str, torch.nn.Parameter]]) -> None:
+    """Raise if a parameter requires grad: the rules would take it for something that depends on the input.
+
+    Raises
+    ------
+    RuntimeError
+        If there is one.
+    """
+    for name, parameter in parameters:
+        if parameter.requires_grad:
+            raise RuntimeError(
+                f"parameter {name!r} requires grad inside of the context; expected frozen parameters, as the context "
+                "left them: set requires_grad before it, or after."
+            )
+
+
+def report_functions(output: Any, inputs: Any, checkpoints: bool) -> bool:
     """Report every autograd function with a backward pass of its own between inputs and outputs of a model.
 
     They call no function that a mode could look up: fused kernels, and what was written as
@@ -340,14 +362,24 @@ def report_functions(output: Any, inputs: Any) -> None:
         What the model returned.
     inputs : Any
         Its arguments; what lies before them is not the model's.
+    checkpoints : bool
+        Whether the model's reentrant checkpoints are known to run with rules.
+
+    Returns
+    -------
+    bool
+        Whether there was a graph to look at.
 
     Raises
     ------
     UnknownOperationError
         If the composite is strict.
     """
-    seen = {value.grad_fn for value in tree_leaves(inputs) if isinstance(value, torch.Tensor)}
-    waiting = [value.grad_fn for value in tree_leaves(output) if isinstance(value, torch.Tensor)]
+    seen: set[Any] = {value.grad_fn for value in tree_leaves(inputs) if isinstance(value, torch.Tensor)}
+    waiting: list[Any] = [
+        value.grad_fn for value in tree_leaves(output) if isinstance(value, torch.Tensor) and value.grad_fn
+    ]
+    has_graph = bool(waiting)
     while waiting:
         node = waiting.pop()
         if node is None or node in seen:
@@ -355,5 +387,9 @@ def report_functions(output: Any, inputs: Any) -> None:
         seen.add(node)
         waiting.extend(before for before, _ in node.next_functions)
         function = getattr(type(node), "_forward_cls", None)
-        if function is not None and function.__module__.split(".")[0] not in KNOWN_FUNCTIONS:
+        if function is None:
+            continue
+        known = function.__module__.split(".")[0] in KNOWN_FUNCTIONS
+        if not known or (function is torch.utils.checkpoint.CheckpointFunction and not checkpoints):
             report(function)
+    return has_graph

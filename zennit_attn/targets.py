@@ -205,4 +205,6 @@ class Contrastive(Target):
         """Return 1 at the chosen class, ``-1/N`` elsewhere."""
         chosen: Target = MaxLogit() if self.label is None else Label(self.label)
         others = logits.shape[1] - 1
+        if not others:
+            raise ValueError("Contrastive got an output of one class, expected others to set it against: use MaxLogit")
         return chosen.of_classes(logits) * (1 + 1 / others) - 1 / others
