@@ -103,11 +103,11 @@ def linear_vjp(module: Any, input: Tensor, weight: Tensor, signal: Tensor) -> Te
     if module.padding_mode == "zeros" and not isinstance(module.padding, str) and input.ndim == spatial + 2:
         function = (conv1d_input, conv2d_input, conv3d_input)[spatial - 1]
         return function(input.shape, weight, signal, *settings)
+    second_order = torch.is_grad_enabled()
     with torch.enable_grad():
         point = torch.zeros_like(input, requires_grad=True)
-        return torch.autograd.grad(
-            linear_map(module, point, weight), point, signal, create_graph=torch.is_grad_enabled()
-        )[0]
+        output = linear_map(module, point, weight)
+        return torch.autograd.grad(output, point, signal, create_graph=second_order)[0]
 
 
 class AbsoluteProduct(Function):

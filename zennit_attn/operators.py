@@ -153,24 +153,28 @@ def gate(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     return uniform(function, args, kwargs)
 
 
-def added(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    """Share the product in ``input + a * b`` uniformly; the sum is linear."""
-    factors = [*args[1:], *(value for name, value in kwargs.items() if name != "input")]
-    if sum(map(depends, factors)) < 2:
+def halved(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any], places: slice, *others: str) -> Any:
+    """Call a function of a product and a summand: the factors, if both depend on the input, get half each.
+
+    Factors are the arguments at ``places``, and those given by any name that is not in ``others``.
+    """
+    named = {name: value for name, value in kwargs.items() if name not in others}
+    if sum(map(depends, (*args[places], *named.values()))) < 2:
         return function(*args, **kwargs)
     half = partial(swap, change=lambda value: Scale.apply(value, 0.5))
-    shared = {name: value if name == "input" else half(value) for name, value in kwargs.items()}
-    return function(*args[:1], *map(half, args[1:]), **shared)
+    shared = list(args)
+    shared[places] = map(half, args[places])
+    return function(*shared, **{**kwargs, **{name: half(value) for name, value in named.items()}})
+
+
+def added(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """Share the product in ``input + a * b`` uniformly; the sum is linear."""
+    return halved(function, args, kwargs, slice(1, None), "input")
 
 
 def weighted_sum(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """Share ``W x`` uniformly where the weight depends on the input, too; the bias is added."""
-    factors = [*args[:2], *(kwargs[name] for name in ("input", "weight") if name in kwargs)]
-    if sum(map(depends, factors)) < 2:
-        return function(*args, **kwargs)
-    half = partial(swap, change=lambda value: Scale.apply(value, 0.5))
-    shared = {name: half(value) if name in ("input", "weight") else value for name, value in kwargs.items()}
-    return function(*map(half, args[:2]), *args[2:], **shared)
+    return halved(function, args, kwargs, slice(2), "bias")
 
 
 def interpolation(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
