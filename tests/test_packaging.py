@@ -1,5 +1,6 @@
 """The package as it is installed: from a wheel, and in place."""
 
+import os
 import subprocess
 import sys
 import sysconfig
@@ -22,6 +23,9 @@ print(zennit_attn.__file__)
 
 
 def run(*command, **options):
+    # a checkout on the path would look to pip like an installed package
+    environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
+    options = {"env": environment, **options}
     done = subprocess.run(list(map(str, command)), capture_output=True, text=True, check=False, **options)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout

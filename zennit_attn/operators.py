@@ -114,6 +114,8 @@ def plain(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
 
 def constant(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """Treat statistics and reciprocals as constants."""
+    if len(args) == 1 and not kwargs:
+        return function(swap(args[0], Tensor.detach))
     return swap_call(function, args, kwargs, Tensor.detach)
 
 
@@ -125,7 +127,11 @@ def statistics(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> 
 
 def uniform(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """Give each of the N operands that depend on the input the N-th part (AttnLRP, prop. 3.2 and 3.3)."""
-    count = len(operands(args, kwargs))
+    if len(args) == 2 and not kwargs and isinstance(args[0], Tensor):
+        # nearly every product of a forward, and small models feel each line
+        count = depends(args[0]) + depends(args[1])
+    else:
+        count = len(operands(args, kwargs))
     output = function(*args, **kwargs)
     return output if count < 2 else Scale.apply(output, 1 / count)
 
@@ -174,6 +180,8 @@ def added(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
 
 def weighted_sum(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """Share ``W x`` uniformly where the weight depends on the input, too; the bias is added."""
+    if len(args) > 1 and not depends(args[1]):
+        return function(*args, **kwargs)
     return halved(function, args, kwargs, slice(2), "bias")
 
 
@@ -221,6 +229,9 @@ def power(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any], name: st
         return constant(function, args, kwargs)
     if form == "relevance" or exponent == 0:
         return activation(function, args, kwargs, name, form)
+    if exponent == 2 and name == "pow" and args:
+        # how torch computes a square; the slope is the factor that keeps the graph out
+        return mark(args[0] * args[0].detach()) if depends(args[0]) else function(*args, **kwargs)
     # the slope x ** (n - 1) is the derivative over n
     output = function(*args, **kwargs)
     return mark(Scale.apply(output, 1 / exponent)) if depends(output) else output
@@ -630,10 +641,10 @@ def table_of(key: str) -> dict[Callable[..., Any], Rule | None]:
 @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
 def find(key: str, function: Callable[..., Any]) -> int:
     """Return the number of a function's rule in the table of a key; :data:`PLAIN` stands for plain autograd."""
-    if torch._C._functorch.maybe_current_level() is not None:
-        return TRANSFORMED
     rule = table_of(key).get(function, unknown)
-    return PLAIN if rule is None else _numbers[id(rule)]
+    if rule is None:
+        return PLAIN
+    return _numbers[id(rule)] if torch._C._functorch.maybe_current_level() is None else TRANSFORMED
 
 
 def _entry(rule: Callable[..., Any] | None, kind: str, name: str, writing: bool, form: Form) -> Rule | None:

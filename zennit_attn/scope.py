@@ -40,6 +40,13 @@ class UnknownOperationError(RuntimeError):
     """A function on the relevance path has no rule, under ``strict=True``."""
 
 
+class _Nothing(dict[Any, Any]):
+    """A table in which every function is plain."""
+
+    def get(self, key: Any, default: Any = None) -> None:
+        """Return None, whatever the default."""
+
+
 class OperatorMode(TorchFunctionMode):
     """Look up each function in a table, while a module's forward runs.
 
@@ -55,10 +62,12 @@ class OperatorMode(TorchFunctionMode):
         Module of which the forward turned this mode on, for reports.
     """
 
+    #: The table inside of a module that has a layer rule.
+    nothing: Any = _Nothing()
+
     def __init__(self, policy: Policy, form: Form, strict: bool, root: torch.nn.Module) -> None:
         super().__init__()
         self.policy, self.form, self.strict, self.root = policy, form, strict, root
-        #: None inside of a module that has a layer rule: nothing is intercepted there
         self.table: Any = self.table_for(policy)
 
     def table_for(self, policy: Policy) -> Any:
@@ -67,19 +76,18 @@ class OperatorMode(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Call ``func`` by its rule."""
-        if self.table is None:
-            rule = None
-        elif maybe_current_level() is None:
-            rule = self.table.get(func, unknown)
-        else:
-            rule = transformed
+        rule = self.table.get(func, unknown)
         if rule is None:
             return func(*args, **kwargs) if kwargs else func(*args)
+        if maybe_current_level() is not None:
+            rule = transformed
         return rule(func, args, kwargs or {})
 
 
 class TracedMode(OperatorMode):
     """The same for a compiler, which traces what it sees: rules come by their number."""
+
+    nothing = ""
 
     def table_for(self, policy: Policy) -> str:
         """Return the name of a policy's table."""
@@ -87,7 +95,7 @@ class TracedMode(OperatorMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Call ``func`` by its rule."""
-        number = PLAIN if self.table is None else find(self.table, func)
+        number = find(self.table, func) if self.table else PLAIN
         if number == PLAIN:
             return func(*args, **kwargs) if kwargs else func(*args)
         return numbered[number](func, args, kwargs or {})
@@ -214,7 +222,7 @@ def shield() -> Iterator[None]:
     table = None if mode is None else mode.table
     _state.shielded = True
     if mode is not None:
-        mode.table = None
+        mode.table = mode.nothing
     try:
         yield
     finally:
