@@ -9,6 +9,8 @@ import torch.nn.functional as F
 import zennit.rules
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch.multiprocessing.reductions import StorageWeakRef
+from torch.utils._python_dispatch import TorchDispatchMode
 from zennit.attribution import Gradient
 from zennit.canonizers import SequentialMergeBatchNorm
 from zennit.composites import (
@@ -384,6 +386,50 @@ def test_half_precision_is_finite_and_close(kind, name, form):
     assert actual.dtype == torch.bfloat16
     assert actual.isfinite().all()
     assert float((actual.float() - expected).norm() / expected.norm()) < 0.05
+
+
+class Created(TorchDispatchMode):
+    """The memory of every tensor of a size that an operation makes, for as long as it lives."""
+
+    def __init__(self, size):
+        super().__init__()
+        self.size, self.storages, self.count = size, [], 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        output = func(*args, **(kwargs or {}))
+        if isinstance(output, torch.Tensor) and output.numel() == self.size:
+            self.storages.append(StorageWeakRef(output.untyped_storage()))
+            self.count += 1
+        return output
+
+    def alive(self, weights):
+        """Return how many there are now, beside the weights themselves."""
+        own = [StorageWeakRef(weight.untyped_storage()) for weight in weights]
+        return sum(not storage.expired() and storage not in own for storage in self.storages)
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("name", ["gamma", "zplus", "alpha-beta"])
+def test_no_copy_of_a_weight_outlives_a_layers_own_pass(name, form):
+    model = torch.nn.Sequential(*(torch.nn.Linear(13, 13, dtype=torch.float64) for _ in range(3)))
+    weights = [layer.weight.requires_grad_(False) for layer in model]
+    composite = LayerMapComposite([(torch.nn.Linear, PAIRS[name](rules))])
+    composite = composite if form == "relevance" else input_x_gradient(composite)
+    alive = []
+    # shapes that no activation has
+    x = randn(2, 13).requires_grad_()
+    with composite.context(model), Created(13 * 13) as created:
+        hidden = [x]
+        for layer in model:
+            hidden.append(layer(hidden[-1]))
+            alive.append(created.alive(weights))
+        for tensor in hidden[1:3]:
+            tensor.register_hook(lambda gradient: alive.append(created.alive(weights)))
+        hidden[-1].sum().backward()
+        alive.append(created.alive(weights))
+    # the rules do make copies, in each pass through each layer
+    assert created.count >= 6
+    assert alive == [0] * 6
 
 
 @pytest.mark.parametrize("form", FORMS)

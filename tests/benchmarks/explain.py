@@ -238,6 +238,34 @@ def whole_models(device, rounds):
         for name in chosen:
             time_ratio, peak_ratio = times[name] / times[PLAIN], peaks[name] / peaks[PLAIN]
             yield case, name, f"{time_ratio:.2f}", f"{peak_ratio:.2f}", f"{times[name] * 1e3:.0f} ms"
+        row = measure_lxt(case, device, rounds)
+        if row is not None:
+            yield row
+
+
+def measure_lxt(case, device, rounds):
+    """Return how LXT compares on a case, as a row; None where it is not installed or does not know the model.
+
+    It patches classes for the whole process: it has one of its own, in which the plain model runs before.
+    """
+    command = [sys.executable, __file__, "--device", device.type, "--rounds", str(rounds), "--lxt", case]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        print(f"LXT left out: {done.stderr.strip().splitlines()[-1]}", flush=True)
+        return None
+    plain, patched = map(float, done.stdout.split()[-2:])
+    return case, "LXT, AttnLRP by its own forwards", f"{patched / plain:.2f}", "", f"{patched * 1e3:.0f} ms"
+
+
+def run_lxt(case, device, rounds):
+    """Print the median seconds of a plain step, and of one after LXT patched the model's classes."""
+    from lxt.efficient import monkey_patch
+
+    model, x, _ = build(case, device)
+    runs = {"": lambda: step(model, x)}
+    plain = interleaved(runs, device, rounds)[""]
+    monkey_patch(sys.modules[type(model).__module__])
+    print(plain, interleaved(runs, device, rounds)[""])
 
 
 def one_linear(device, rounds):
@@ -281,7 +309,11 @@ def small_models(device, rounds):
     """Yield the rows on a small model, where the overhead of Python rules, and on entering a context."""
     model = llama(64, 16, 4, 128).to(device)
     x = torch.randn(1, 16, 64, device=device)
+    # matrices this small are not worth a second thread, and waiting for it would hide the overhead
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
     times = compare(model, x, composites(), device, 20 * rounds)
+    torch.set_num_threads(threads)
     for name, value in times.items():
         case = "Llama-like, 64 x 16 layers, 16 tokens"
         yield case, name, f"{value / times[PLAIN]:.2f}", "", f"{value * 1e3:.1f} ms"
@@ -355,8 +387,12 @@ def main():
     parser.add_argument("--out", type=Path, help="Markdown file to write")
     parser.add_argument("--only", help="run only the sections of which the title contains this")
     parser.add_argument("--peak", nargs=2, metavar=("CASE", "VARIANT"), help=argparse.SUPPRESS)
+    parser.add_argument("--lxt", metavar="CASE", help=argparse.SUPPRESS)
     args = parser.parse_args()
     device = torch.device(args.device)
+    if args.lxt:
+        run_lxt(args.lxt, device, args.rounds)
+        return
     if args.peak:
         model, x, chosen = build(args.peak[0], device)
         print(peak(model, x, chosen[args.peak[1]], device))
