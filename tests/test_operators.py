@@ -458,19 +458,6 @@ def test_a_gate_that_is_moved_or_cast_is_still_the_gate(move, form):
 
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("rule", ["attnlrp", "cp"])
-def test_a_product_of_two_gates_shares_equally(rule, form):
-    a, b = tensors((3, 4), (3, 4))
-    check(
-        lambda a, b: torch.tanh(a) * torch.sigmoid(b),
-        [a, b],
-        rule,
-        form,
-        lambda relevance: oracle.product(a, b, relevance),
-    )
-
-
-@pytest.mark.parametrize("form", FORMS)
-@pytest.mark.parametrize("rule", ["attnlrp", "cp"])
 @pytest.mark.parametrize("factor", [1.0, 1.702])
 def test_a_manual_silu_gives_everything_to_its_input(factor, rule, form):
     x = randn(3, 4)
@@ -1876,9 +1863,9 @@ class Waves(torch.nn.Module):
 
 
 @pytest.mark.parametrize("form", FORMS)
-@pytest.mark.parametrize(("function", "name"), [(torch.sin, "sin"), (torch.cos, "cos"), (torch.cumprod, "cumprod")])
+@pytest.mark.parametrize(("function", "name"), [(torch.sin, "sin"), (torch.cos, "cos"), (torch.i0, "i0")])
 def test_unknown_operations_are_reported(function, name, form):
-    model = Waves((lambda x: torch.cumprod(x, -1)) if name == "cumprod" else function)
+    model = Waves(function)
     x = randn(2, 4).requires_grad_()
     composite = AttnLRPComposite()
     with (input_x_gradient(composite) if form == "gradient" else composite).context(model):
@@ -1905,17 +1892,15 @@ class Square(torch.autograd.Function):
 @pytest.mark.parametrize(
     "function",
     [
-        torch.exp,
+        torch.lgamma,
         lambda x: x.log(),
-        lambda x: F.log_softmax(x, -1),
-        lambda x: x.logsumexp(-1),
-        lambda x: x.prod(-1),
+        lambda x: x.logcumsumexp(-1),
         lambda x: x**x,
         lambda x: torch.ops.aten.sin(x),
         lambda x: torch.vmap(torch.sin)(x),
         Square.apply,
     ],
-    ids=["exp", "log", "log_softmax", "logsumexp", "prod", "power", "torch.ops", "vmap", "autograd.Function"],
+    ids=["lgamma", "log", "logcumsumexp", "power", "torch.ops", "vmap", "autograd.Function"],
 )
 def test_nothing_without_a_rule_passes_unnoticed(function, form):
     model = Waves(function)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterator
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any
 
 import torch
@@ -22,8 +22,8 @@ KINDS: dict[str, str] = {
     "routing": """
         view view_as reshape reshape_as transpose t T mT H adjoint permute movedim moveaxis swapaxes swapdims flatten
         unflatten squeeze unsqueeze ravel expand expand_as broadcast_to broadcast_tensors repeat repeat_interleave tile
-        cat concat concatenate stack hstack vstack dstack column_stack split split_with_sizes tensor_split chunk
-        hsplit vsplit dsplit unbind unsafe_split unsafe_chunk getitem setitem index_select gather take take_along_dim
+        cat concat concatenate stack hstack vstack dstack column_stack tensor_split chunk
+        hsplit vsplit dsplit unbind unsafe_chunk getitem setitem index_select gather take take_along_dim
         narrow select slice_scatter select_scatter diagonal diag_embed as_strided unfold pad roll flip fliplr flipud
         rot90 masked_fill masked_scatter masked_select where scatter index_copy index_fill tril triu diag
         contiguous clone detach alias to type type_as float double half bfloat16 cpu cuda requires_grad_ copy_ set_
@@ -33,6 +33,8 @@ KINDS: dict[str, str] = {
         native_channel_shuffle atleast_1d atleast_2d atleast_3d meshgrid block_diag real imag view_as_real
         view_as_complex resolve_conj resolve_neg positive iter resize_as_ nan_to_num register_hook retain_grad
     """,
+    # routing, too: where a selective state space takes its parameters
+    "split": "split split_with_sizes unsafe_split",
     # linear in every tensor together, also a product while only one factor depends on the input
     "linear": """
         add sub subtract rsub neg negative sum nansum mean cumsum diff avg_pool1d avg_pool2d avg_pool3d
@@ -51,19 +53,26 @@ KINDS: dict[str, str] = {
     "matmul": "matmul mm bmm mv dot inner outer ger vdot einsum tensordot kron chain_matmul multi_dot bilinear "
     "grouped_mm _grouped_mm cross",
     "added product": "addmm addbmm baddbmm addmv addr addcmul",
+    "product of elements": "prod cumprod",
+    "similarity": "cosine_similarity",
     # __rdiv__ and __rtruediv__ are one function, and to be found here first
     "reversed division": "rdiv rtruediv",
-    "division": "div divide true_divide truediv",
+    "division": "div divide true_divide truediv remainder fmod",
+    "added division": "addcdiv",
     "reciprocal": "rsqrt reciprocal",
-    "statistic": "var std norm vector_norm",
+    "statistic": "var std norm vector_norm logsumexp",
     "statistic and mean": "var_mean std_mean",
     "unit": "normalize",
     "power": "pow float_power",
     "softmax": "softmax",
+    "log softmax": "log_softmax",
+    "exponential": "exp exp2",
     "attention": "scaled_dot_product_attention",
+    "step size": "softplus",
+    "gated unit": "glu",
     "activation": """
         relu relu6 gelu silu tanh sigmoid expit elu selu celu leaky_relu prelu rrelu hardtanh hardswish hardsigmoid
-        mish softplus softsign tanhshrink hardshrink softshrink threshold logsigmoid erf square sqrt abs absolute
+        mish softsign tanhshrink hardshrink softshrink threshold logsigmoid erf square sqrt abs absolute
         clamp clip clamp_min clamp_max
     """,
     "layer norm": "layer_norm",
@@ -100,9 +109,9 @@ def named(name: str) -> Iterator[tuple[Callable[..., Any], bool]]:
 
 
 @lru_cache(maxsize=1)
-def functions() -> dict[Callable[..., Any], tuple[str, str, bool]]:
-    """Return the kind, the name and whether it writes in place, of every function that is known."""
-    found: dict[Callable[..., Any], tuple[str, str, bool]] = {}
+def functions() -> dict[Callable[..., Any], tuple[Any, str, bool]]:
+    """Return the kind or rule, the name and whether it writes in place, of every function that is known."""
+    found: dict[Callable[..., Any], tuple[Any, str, bool]] = {}
     for kind, names in KINDS.items():
         for name in names.split():
             for function, writes in named(name):
@@ -114,15 +123,17 @@ def functions() -> dict[Callable[..., Any], tuple[str, str, bool]]:
 caches: list[Callable[[], None]] = []
 
 
-def register_operator(function: Callable[..., Any], kind: str) -> None:
+def register_operator(function: Callable[..., Any], kind: str | None = None) -> Any:
     """Make a function known to the operator rules, of every model in this process.
 
     Parameters
     ----------
     function : callable
         A function that reaches ``__torch_function__``, as the report of an unknown operation names it.
-    kind : str
+    kind : str, optional
         One of :data:`KINDS`: ``"linear"``, ``"routing"``, ``"activation"`` (element-wise), ``"product"``, ...
+        Without it, a decorator of a rule is returned: ``(function, args, kwargs) -> output``, which calls the function
+        so that plain autograd passes back ``g = R / x``; the relevance form is made of it.
 
     Raises
     ------
@@ -134,9 +145,25 @@ def register_operator(function: Callable[..., Any], kind: str) -> None:
     >>> import torch
     >>> from zennit_attn import register_operator
     >>> register_operator(torch.sinh, "activation")
+
+    The distance to a constant point, of which the square root is a norm, and a constant:
+
+    >>> @register_operator(torch.hypot)
+    ... def hypot(function, args, kwargs):
+    ...     value = function(*(argument.detach() for argument in args))
+    ...     return sum(argument * (argument.detach() / value) for argument in args)
     """
+    if kind is None:
+        return partial(_register, function)
     if kind not in KINDS:
         raise ValueError(f"got the kind {kind!r}, expected one of {sorted(KINDS)}")
+    _register(function, kind)
+    return None
+
+
+def _register(function: Callable[..., Any], kind: Any) -> Any:
+    """Note the kind of a function, or its rule, and forget the tables that do not have it."""
     functions()[function] = (kind, getattr(function, "__name__", repr(function)), False)
     for forget in caches:
         forget()
+    return kind

@@ -21,7 +21,7 @@ from .canonizers import MultiheadAttentionCanonizer
 from .parameters import check_flag, check_number, nearest, parameters_of
 from .registration import ScopedComposite, is_registered, refuse_hidden
 from .roles import ROLES, is_linear, role
-from .rules import CPLRP, AttnLRP, Epsilon, Gamma, Identity, Operators
+from .rules import CPLRP, AttnLRP, Epsilon, Gamma, Identity, Operators, SelectiveScan
 
 Map = Sequence[tuple[Any, Hook]]
 
@@ -95,6 +95,8 @@ class TransformerComposite(ScopedComposite):
         """Return the preset's own rule of a module that no map fits."""
         if type(module).__name__ in ELEMENTARY_ACTIVATIONS and next(module.children(), None) is None:
             return Identity()
+        if self.operators is not None and role(name, module) == "state_space":
+            return SelectiveScan(self.operators.strict)
         return self.operators if name == "" else None
 
     def mapping(self, ctx: dict[Any, Any], name: str, module: torch.nn.Module) -> Hook | None:

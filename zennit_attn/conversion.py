@@ -22,7 +22,7 @@ from zennit.core import BasicHook, Hook, ParamMod, zero_wrap
 from zennit.rules import Pass
 
 from .functions import Snapshot, divide, multiply, require_first_order
-from .operators import Form, depends
+from .operands import Form, depends
 from .rules import LayerRule, Rule
 from .scope import shield
 

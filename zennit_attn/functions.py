@@ -132,6 +132,18 @@ class ScaleEach(Function):
         return None, *(gradient * factor for gradient, factor in zip(gradients, ctx.factors, strict=True))
 
 
+class Value(Function):
+    """The value of one tensor with the graph of another one, which is equal up to rounding."""
+
+    @staticmethod
+    def forward(ctx: Any, graph: Tensor, value: Tensor) -> Tensor:
+        return value.detach()
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        return gradient, None
+
+
 class Route(Function):
     """An element-wise function; backward: the gradient, or relevance, as it came: identity rule."""
 

@@ -14,7 +14,7 @@ from zennit.core import Composite, Hook, RemovableHandleList
 from zennit.rules import ReLUBetaSmooth, ReLUDeconvNet, ReLUGuidedBackprop
 
 from .conversion import adopt
-from .operators import Form
+from .operands import Form
 from .roles import is_linear
 from .rules import Rule
 from .scope import FrozenHandle, refuse_foreign

@@ -15,7 +15,7 @@ import torch
 from .linear import linear_kind
 
 #: The roles, in the order in which a signal meets them.
-ROLES = ("patch_embedding", "attention", "qkv", "projection", "mlp", "head")
+ROLES = ("patch_embedding", "attention", "qkv", "projection", "state_space", "mlp", "head")
 
 _PROJECTIONS = r"([qkv]|qk|kv|qkv|query|key|value|query_key_value|in|c_attn|w[qkv]|wqkv)"
 _QKV = re.compile(rf"^(to_)?{_PROJECTIONS}(_?(proj|lin|linear|attn))?$", re.IGNORECASE)
@@ -41,8 +41,9 @@ def role(name: str, module: torch.nn.Module) -> str | None:
     -------
     str or None
         One of :data:`ROLES`: ``"patch_embedding"`` (of pixels), ``"attention"`` (the whole block), ``"qkv"`` (its
-        query, key and value projections), ``"projection"`` (its output projection), ``"mlp"`` (linear layers of a block
-        outside of attention), ``"head"`` (linear layers after the blocks); None for other modules.
+        query, key and value projections), ``"projection"`` (its output projection), ``"state_space"`` (a selective
+        state space, such as Mamba's mixer), ``"mlp"`` (linear layers of a block outside of attention), ``"head"``
+        (linear layers after the blocks); None for other modules.
 
     Examples
     --------
@@ -53,6 +54,8 @@ def role(name: str, module: torch.nn.Module) -> str | None:
     """
     *path, leaf = name.split(".")
     if not is_linear(module):
+        if hasattr(module, "A_log") and hasattr(module, "D"):
+            return "state_space"
         return "attention" if _is_attention(leaf, module) else None
     if any(_PATCH.search(part) for part in (*path, leaf)) or _looks_at_patches(module):
         return "patch_embedding"
@@ -77,7 +80,9 @@ def is_linear(module: torch.nn.Module) -> bool:
     """Tell whether a module is a linear map with a weight."""
     if linear_kind(module) is not None:
         return True
-    return isinstance(module, (torch.nn.Linear, torch.nn.modules.conv._ConvNd))
+    # quantised layers and those with adapters, but no router: models' own subclasses do more than their base
+    own = type(module).forward.__module__.startswith("transformers.models.")
+    return isinstance(module, (torch.nn.Linear, torch.nn.modules.conv._ConvNd)) and not own
 
 
 def _is_attention(leaf: str, module: torch.nn.Module) -> bool:

@@ -22,9 +22,12 @@ from torch import Tensor
 from torch.autograd import Function
 from zennit.core import Hook, RemovableHandleList, Stabilizer
 
+from .activations import activation_call
 from .functions import Enter, Leave, Scale
 from .linear import AbsoluteProduct, SignedProduct, linear_kind, linear_map
-from .operators import Form, Policy, activation_call, depends, table_of, wide
+from .norms import wide
+from .operands import Form, depends
+from .operators import Policy, table_of
 from .scope import (
     CheckpointHandle,
     ForwardHandle,
@@ -85,6 +88,8 @@ class Operators(Rule):
         Rule of normalisation statistics and denominators.
     activation : {"identity", "gradient"}, optional
         Rule of element-wise functions.
+    scan : {"product", "constant"}, optional
+        Rule of the parameters of selective state spaces.
     strict : bool, optional
         Raise at an operation without a rule (default False: warn once for each place).
 
@@ -101,7 +106,7 @@ class Operators(Rule):
     'value'
     """
 
-    parameter_names: ClassVar[tuple[str, ...]] = ("attention", "product", "norm", "activation", "strict")
+    parameter_names: ClassVar[tuple[str, ...]] = ("attention", "product", "norm", "activation", "scan", "strict")
 
     def __init__(
         self,
@@ -109,15 +114,16 @@ class Operators(Rule):
         product: str | None = None,
         norm: str | None = None,
         activation: str | None = None,
+        scan: str | None = None,
         strict: bool = False,
     ) -> None:
         super().__init__()
-        given = {"attention": attention, "product": product, "norm": norm, "activation": activation}
+        given = {"attention": attention, "product": product, "norm": norm, "activation": activation, "scan": scan}
         for name, choice in given.items():
             valid = Policy.choices()[name]
             if choice is not None and choice not in valid:
                 raise ValueError(f"got {name}={choice!r}, expected one of {', '.join(map(repr, valid))} or None")
-        self.attention, self.product, self.norm, self.activation = attention, product, norm, activation
+        self.attention, self.product, self.norm, self.activation, self.scan = given.values()
         self.strict = strict
         self._given = {name: choice for name, choice in given.items() if choice is not None}
         self._policies: dict[Policy | None, Policy] = {}
@@ -181,7 +187,7 @@ class AttnLRP(Operators):
     parameter_names: ClassVar[tuple[str, ...]] = ("strict",)
 
     def __init__(self, strict: bool = False) -> None:
-        super().__init__("uniform", "uniform", "constant", "identity", strict)
+        super().__init__("uniform", "uniform", "constant", "identity", strict=strict)
 
 
 class CPLRP(Operators):
@@ -196,7 +202,25 @@ class CPLRP(Operators):
     parameter_names: ClassVar[tuple[str, ...]] = ("strict",)
 
     def __init__(self, strict: bool = False) -> None:
-        super().__init__("value", "gate", "constant", "identity", strict)
+        super().__init__("value", "gate", "constant", "identity", strict=strict)
+
+
+class SelectiveScan(Operators):
+    """MambaLRP (Jafari et al., NeurIPS 2024) for a selective state space: its parameters are constants.
+
+    Step sizes, decays, B and C pass no relevance on, so that all of it goes through the state; the gate gets half, and
+    SiLU the identity rule.
+
+    Parameters
+    ----------
+    strict : bool, optional
+        Raise at an operation without a rule.
+    """
+
+    parameter_names: ClassVar[tuple[str, ...]] = ("strict",)
+
+    def __init__(self, strict: bool = False) -> None:
+        super().__init__(product="uniform", scan="constant", strict=strict)
 
 
 class LayerRule(Rule):

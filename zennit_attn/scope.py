@@ -26,7 +26,8 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 from zennit.core import Hook
 
-from .operators import PLAIN, Form, Policy, find, numbered, table_of, transformed, unknown
+from .operands import Form, unknown
+from .operators import PLAIN, Policy, find, numbered, table_of, transformed
 
 #: Packages whose autograd functions are known: this one's rules, and what PyTorch's own functions are made of.
 KNOWN_FUNCTIONS = ("zennit_attn", "torch")

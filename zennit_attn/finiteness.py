@@ -1,0 +1,92 @@
+"""Where relevance stops being finite: the first module in which a NaN or an infinite value appears.
+
+This module does not say why: overflow in a forward in float16 and relevance at an input of exactly zero are the usual
+reasons.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._pytree import tree_leaves
+
+
+class NotFiniteError(RuntimeError):
+    """A NaN or an infinite value in a forward pass, or in the relevance of a backward pass."""
+
+
+@contextmanager
+def watch(model: torch.nn.Module) -> Iterator[None]:
+    """Check every module's inputs and outputs: values in the forward passes inside, signals in their backward passes.
+
+    Parameters
+    ----------
+    model : torch.nn.Module
+        Model to watch. Each check waits for the device.
+
+    Raises
+    ------
+    NotFiniteError
+        At the first value that is not finite, with the innermost module that it appeared at. ``-inf`` in a forward is
+        a mask.
+    """
+    places: dict[int, tuple[Tensor, list[str]]] = {}
+
+    def note(tensor: Tensor, place: str) -> None:
+        if id(tensor) not in places:
+            # the tensor is kept, so that its id stays its own
+            places[id(tensor)] = tensor, []
+            tensor.register_hook(lambda signal: check_signal(signal, places[id(tensor)][1]))
+        places[id(tensor)][1].append(place)
+
+    def before(module: Any, args: Any, kwargs: Any) -> None:
+        for tensor in differentiable((args, kwargs)):
+            note(tensor, f"the input of {names[module]}")
+
+    def after(module: Any, args: Any, kwargs: Any, output: Any) -> None:
+        for value in tree_leaves(output):
+            if (
+                isinstance(value, Tensor)
+                and value.is_floating_point()
+                and bool((value.isnan() | value.isposinf()).any())
+            ):
+                raise NotFiniteError(
+                    f"got values that are not finite in the forward pass, first in the output of {names[module]}; "
+                    "expected none: try float32 or bfloat16 in place of float16."
+                )
+        for tensor in differentiable(output):
+            note(tensor, f"the output of {names[module]}")
+
+    names = {
+        module: f"{name or 'the model itself'!r} ({type(module).__name__})" for name, module in model.named_modules()
+    }
+    handles = []
+    for module in names:
+        handles.append(module.register_forward_pre_hook(before, with_kwargs=True))
+        handles.append(module.register_forward_hook(after, with_kwargs=True))
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def differentiable(values: Any) -> list[Tensor]:
+    """Return the tensors in nested values that a backward pass may reach."""
+    return [value for value in tree_leaves(values) if isinstance(value, Tensor) and value.requires_grad]
+
+
+def check_signal(signal: Tensor, places: list[str]) -> None:
+    """Raise NotFiniteError if a backward signal is not finite."""
+    if not bool(signal.isfinite().all()):
+        innermost = max(places, key=lambda place: place.count("."))
+        raise NotFiniteError(
+            f"got {int((~signal.isfinite()).sum())} of {signal.numel()} relevances that are not finite, first at "
+            f"{innermost}; expected none. Either the forward overflows (try float32 or bfloat16), or a rule gives "
+            "relevance to inputs that are exactly zero (Flat, WSquare, ZBox), which only the relevance form can "
+            "express: use zennit.attribution.Gradient."
+        )

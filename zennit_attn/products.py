@@ -1,0 +1,148 @@
+"""Operator rules of products and attention, in the gradient form.
+
+Sources: AttnLRP (Achtibat et al. 2024), prop. 3.1 to 3.3; CP-LRP (Ali et al. 2022); MambaLRP (Jafari et al. 2024).
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .functions import Normalize, Scale, ScaleEach, Value
+from .operands import ACTIVATION, Rule, depends, mark, operands, strength, swap, swap_call
+
+
+def uniform(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """Give each of the N operands that depend on the input the N-th part (AttnLRP, prop. 3.2 and 3.3)."""
+    if len(args) == 2 and not kwargs and isinstance(args[0], Tensor):
+        # nearly every product of a forward, and small models feel each line
+        count = depends(args[0]) + depends(args[1])
+    else:
+        count = len(operands(args, kwargs))
+    output = function(*args, **kwargs)
+    return output if count < 2 else Scale.apply(output, 1 / count)
+
+
+def carrying(rule: Rule) -> Rule:
+    """Let what a function makes of gates alone be a gate: moved, cast, negated, renormalised."""
+
+    def carried(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        degree = min(map(strength, operands(args, kwargs)), default=0)
+        return mark(rule(function, args, kwargs), degree)
+
+    return carried
+
+
+def gate(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any], least: int = ACTIVATION) -> Any:
+    """Take the factor that is a gate as a constant: the other one gets everything (CP-LRP).
+
+    Of two gates it is the one that is more surely one; two of one degree get equal shares.
+    """
+    degrees = [strength(value) for value in operands(args, kwargs)]
+    degrees = [degree if degree >= least else 0 for degree in degrees]
+    if len(degrees) == 2 and degrees[0] != degrees[1]:
+        strongest = max(degrees)
+        output = swap_call(
+            function, args, kwargs, lambda value: value.detach() if strength(value) == strongest else value
+        )
+    else:
+        output = uniform(function, args, kwargs)
+    return mark(output, min(degrees, default=0))
+
+
+def elements(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """Share ``prod`` and ``cumprod`` uniformly among the elements that are multiplied."""
+    output = function(*args, **kwargs)
+    if not depends(output):
+        return output
+    input = args[0] if args else kwargs["input"]
+    dim = kwargs.get("dim", args[1] if len(args) > 1 else None)
+    if not isinstance(dim, int):
+        return Scale.apply(output, 1 / input.numel())
+    if output.shape != input.shape:
+        return Scale.apply(output, 1 / input.shape[dim])
+    # cumprod: the n-th output has n factors
+    counts = torch.arange(1, input.shape[dim] + 1, device=input.device, dtype=output.dtype)
+    shares = counts.reciprocal().reshape([-1 if axis == dim % input.ndim else 1 for axis in range(input.ndim)])
+    return Normalize.apply(output, output.detach(), shares, None, None)
+
+
+def similarity(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """Take the norms in ``cosine_similarity`` as constants and share the product uniformly; its value stays."""
+
+    def run(x1: Tensor, x2: Tensor, dim: int = 1, eps: float = 1e-8) -> Any:
+        value = function(x1.detach(), x2.detach(), dim, eps)
+        if not (depends(x1) or depends(x2)):
+            return value
+        norms = [x.detach().norm(dim=dim).clamp_min(eps) for x in (x1, x2)]
+        return Value.apply(uniform(torch.mul, (x1, x2), {}).sum(dim) / (norms[0] * norms[1]), value)
+
+    return run(*args, **kwargs)
+
+
+def selected(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """Take B and C of a selective state space as constants where they are split off (MambaLRP).
+
+    Their sizes are the last two of three, and equal.
+    """
+    parts = function(*args, **kwargs)
+    sizes = [part.shape for part in parts]
+    if len(parts) == 3 and sizes[1] == sizes[2]:
+        return type(parts)((parts[0], parts[1].detach(), parts[2].detach()))
+    return parts
+
+
+def halved(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any], places: slice, *others: str) -> Any:
+    """Call a function of a product and a summand: the factors, if both depend on the input, get half each.
+
+    Factors are the arguments at ``places``, and those given by any name that is not in ``others``.
+    """
+    named = {name: value for name, value in kwargs.items() if name not in others}
+    if sum(map(depends, (*args[places], *named.values()))) < 2:
+        return function(*args, **kwargs)
+    half = partial(swap, change=lambda value: Scale.apply(value, 0.5))
+    shared = list(args)
+    shared[places] = map(half, args[places])
+    return function(*shared, **{**kwargs, **{name: half(value) for name, value in named.items()}})
+
+
+def added(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """Share the product in ``input + a * b`` uniformly; the sum is linear."""
+    return halved(function, args, kwargs, slice(1, None), "input")
+
+
+def weighted_sum(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """Share ``W x`` uniformly where the weight depends on the input, too; the bias is added."""
+    if len(args) > 1 and not depends(args[1]):
+        return function(*args, **kwargs)
+    return halved(function, args, kwargs, slice(2), "bias")
+
+
+def uniform_attention(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """Give half to the value, a quarter each to query and key (AttnLRP, prop. 3.1 and 3.3)."""
+    sides, rest, kwargs = attention_arguments(args, kwargs)
+    # of the half that goes to the scores, query and key share; a mask that depends on the input is added to them
+    factors = {place: factor for place, factor in enumerate((0.25, 0.25, 0.5, 0.5)) if depends(sides[place])}
+    if factors:
+        # one node for all: small models feel each
+        scaled = ScaleEach.apply(tuple(factors.values()), *(sides[place] for place in factors))
+        for place, side in zip(factors, scaled, strict=True):
+            sides[place] = side
+    return function(*sides, *rest, **kwargs)
+
+
+def value_attention(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """Give everything to the value (CP-LRP, AH rule)."""
+    (query, key, value, mask), rest, kwargs = attention_arguments(args, kwargs)
+    return function(query.detach(), key.detach(), value, swap(mask, Tensor.detach), *rest, **kwargs)
+
+
+def attention_arguments(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[list[Any], tuple[Any, ...], Any]:
+    """Split the arguments of fused attention into query, key, value and mask, more positional ones, and the others."""
+    kwargs = dict(kwargs)
+    sides = list(args[:4])
+    sides += [kwargs.pop(name, None) for name in ("query", "key", "value", "attn_mask")[len(sides) :]]
+    return sides, args[4:], kwargs
