@@ -15,12 +15,11 @@ from zennit.attribution import Attributor
 from zennit.core import Composite
 
 from .adapters import explained
+from .finiteness import NotFiniteError, watch
 from .functions import divide
+from .inputs import leaves_of, split_input
 from .parameters import nearest
 from .targets import Target
-
-#: Entries of a batch that hold what is explained, of which exactly one has to be there.
-INPUTS = ("input_ids", "inputs_embeds", "pixel_values", "input_values", "input_features")
 
 
 class PaddingWarning(UserWarning):
@@ -44,8 +43,9 @@ class InputXGradient(Attributor):
         as well.
     output_key : str, optional
         Entry of a ModelOutput to explain, see :func:`zennit_attn.adapters.explained`.
-    argument : str, optional
-        Which entry of a batch is explained, where it has several of :data:`INPUTS`.
+    argument : str or sequence of str, optional
+        Which entry of a batch is explained, where it has several of :data:`~zennit_attn.inputs.INPUTS`. With a
+        sequence, such as ``("input_ids", "decoder_input_ids")``, all of them are, together, and relevance is a dict.
     create_graph, retain_graph : bool, optional
         As in :func:`torch.autograd.grad`.
 
@@ -74,7 +74,7 @@ class InputXGradient(Attributor):
         attr_output: Any = None,
         modules: Sequence[str] = (),
         output_key: str | None = None,
-        argument: str | None = None,
+        argument: str | Sequence[str] | None = None,
         create_graph: bool = False,
         retain_graph: bool | None = None,
     ) -> None:
@@ -96,7 +96,7 @@ class InputXGradient(Attributor):
         input : torch.Tensor or mapping
             Floating-point tensor (pixels, embeddings) that the model takes as its first argument; integer token ids
             of shape ``(batch, positions)``; or a mapping of keyword arguments, as a tokenizer or an image processor
-            returns it, with one of :data:`INPUTS`.
+            returns it, with one of :data:`~zennit_attn.inputs.INPUTS`.
         attr_output : torch.Tensor or callable, optional
             What is explained, see the class.
 
@@ -104,7 +104,7 @@ class InputXGradient(Attributor):
         -------
         output : Any
             What the model returned.
-        relevance : torch.Tensor
+        relevance : torch.Tensor or dict
             Relevance, of the shape of the ids (summed over the embedding in float32 or better, exactly zero at
             padding), or of the tensor that is explained.
         inner : dict of str to torch.Tensor
@@ -113,76 +113,54 @@ class InputXGradient(Attributor):
 
         Raises
         ------
+        NotFiniteError
+            If the relevance is not finite; the error names the first module at which it was not.
         RuntimeError
-            If the relevance is not finite, or the input has no part in the explained output.
+            If the input has no part in the explained output.
         """
         return super().__call__(input, attr_output)
 
     def forward(self, input: Tensor | Mapping[str, Any], attr_output_fn: Any) -> Any:
         """Explain the output for an input, with the composite registered."""
-        name, given, rest = split_input(input, self.argument)
-        tokens = not given.is_floating_point()
+        given, rest = split_input(input, self.argument)
+        output, relevances, inner = self.propagate(given, rest, attr_output_fn)
+        if not all(bool(part.isfinite().all()) for parts in relevances.values() for part in parts):
+            # once more, with a look at every module
+            with watch(self.model):
+                self.propagate(given, rest, attr_output_fn)
+            raise NotFiniteError(
+                "got relevance that is not finite, with finite signals at every module; expected a model that embeds "
+                "its input in a module, and inputs that are finite."
+            )
+        found = {
+            name: parts[0] if given[name].is_floating_point() else tokens_of(parts, mask_of(name, rest))
+            for name, parts in relevances.items()
+        }
+        relevance = next(iter(found.values())) if self.argument is None or isinstance(self.argument, str) else found
+        return (output, relevance, inner) if self.modules else (output, relevance)
+
+    def propagate(
+        self, given: Mapping[str | None, Tensor], rest: Mapping[str, Any], attr_output_fn: Any
+    ) -> tuple[Any, dict[str | None, list[Tensor]], dict[str, Tensor]]:
+        """Return the output, the relevance of the leaves of each input, and that of the named inner modules."""
         # fused attention kernels have no second derivative
         kernel = sdpa_kernel(SDPBackend.MATH) if self.create_graph else nullcontext()
-        with torch.enable_grad(), kernel, self.capture() as captured:
-            if tokens:
-                output, leaves = self.run_on_tokens(name, given, rest)
-            else:
-                leaves = [given.detach().requires_grad_()]
-                output = self.run(name, leaves[0].view_as(leaves[0]), rest)
-            sources = [*leaves, *captured.values()]
+        with torch.enable_grad(), kernel:
+            with self.capture() as captured, leaves_of(self.model, given) as (values, leaves):
+                output = self.run(values, rest)
+            sources = [*captured.values(), *(leaf for found in leaves.values() for leaf in found.values())]
             mask = target_mask(self.model, rest)
             signals = self.signals(explained(output, self.output_key), attr_output_fn, mask, sources)
-        relevances = [relevance_of(value, signal) for value, signal in zip(sources, signals, strict=True)]
-        inner = dict(zip(captured, relevances[len(leaves) :], strict=True))
+        relevances = iter([relevance_of(value, signal) for value, signal in zip(sources, signals, strict=True)])
+        inner = dict(zip(captured, relevances, strict=False))
         for wanted in self.modules:
             if not any(fnmatch.fnmatchcase(key.split("#")[0], wanted) for key in inner):
                 raise ValueError(f"modules got {wanted!r}, which has no output that depends on the input as a tensor")
-        for relevance in relevances[: len(leaves)]:
-            check_finite(relevance)
-        if tokens:
-            summed = torch.stack([relevance.sum(-1) for relevance in relevances[: len(leaves)]]).sum(0)
-            relevance = zero_padding(summed, rest.get("attention_mask"))
-        else:
-            relevance = relevances[0]
-        return (output, relevance, inner) if self.modules else (output, relevance)
+        return output, {name: [next(relevances) for _ in found] for name, found in leaves.items()}, inner
 
-    def run(self, name: str | None, value: Tensor, rest: Mapping[str, Any]) -> Any:
-        """Call the model with the explained input, by position or by name."""
-        return self.model(value, **rest) if name is None else self.model(**{name: value, **rest})
-
-    def run_on_tokens(self, name: str | None, ids: Tensor, rest: Mapping[str, Any]) -> tuple[Any, list[Tensor]]:
-        """Call the model with token ids; return its output and the embeddings of the ids, a leaf for each table."""
-        leaves: dict[int, Tensor] = {}
-
-        def catch(table: Any, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor) -> Tensor | None:
-            indices = args[0] if args else kwargs.get("input")
-            if not isinstance(indices, Tensor) or indices.numel() != ids.numel():
-                return None
-            # the ids themselves, or a copy of them; later copies may be the ids of a decoder
-            if indices.data_ptr() != ids.data_ptr() and (leaves or not torch.equal(indices.reshape(ids.shape), ids)):
-                return None
-            key = id(getattr(table, "weight", table))
-            if key not in leaves:
-                leaves[key] = output.detach().reshape(*ids.shape, -1).requires_grad_()
-            # a copy, so that a model that writes into its embeddings does not write into the leaf
-            return leaves[key].clone().view_as(output)
-
-        # before the hooks that collect inner relevance, which are to see the leaf's graph
-        handles = [
-            table.register_forward_hook(catch, with_kwargs=True, prepend=True) for table in embeddings(self.model)
-        ]
-        try:
-            output = self.run(name, ids, rest)
-        finally:
-            for handle in handles:
-                handle.remove()
-        if not leaves:
-            raise RuntimeError(
-                f"got token ids of shape {tuple(ids.shape)}, but no embedding of {type(self.model).__name__} was "
-                "looked up with them; expected a model that embeds its ids. Explain inputs_embeds instead."
-            )
-        return output, list(leaves.values())
+    def run(self, values: dict[Any, Tensor], rest: Mapping[str, Any]) -> Any:
+        """Call the model with the explained inputs, by position or by name."""
+        return self.model(values[None], **rest) if None in values else self.model(**values, **rest)
 
     def signals(self, output: Tensor, attr_output_fn: Any, mask: Tensor | None, sources: list[Tensor]) -> list[Tensor]:
         """Return the gradient at each source."""
@@ -251,41 +229,6 @@ class InputXGradient(Attributor):
         return list(found.items())
 
 
-def split_input(input: Any, argument: str | None = None) -> tuple[str | None, Tensor, dict[str, Any]]:
-    """Return the name of the explained argument, its value, and the other arguments.
-
-    Raises
-    ------
-    TypeError, ValueError
-        If the input is neither a tensor nor a mapping with exactly one explained argument.
-    """
-    if isinstance(input, Tensor):
-        return None, input, {}
-    if not isinstance(input, Mapping):
-        raise TypeError(f"got an input of type {type(input).__name__}, expected a tensor, or a mapping of arguments")
-    names = [name for name in (INPUTS if argument is None else (argument,)) if input.get(name) is not None]
-    if len(names) != 1:
-        wanted = f"exactly one of {INPUTS} in it, or its name as argument" if argument is None else repr(argument)
-        raise ValueError(f"got a batch of {sorted(input)}, expected {wanted}")
-    value = input[names[0]]
-    if not isinstance(value, Tensor):
-        raise TypeError(f"got {names[0]} of type {type(value).__name__}, expected a tensor: use return_tensors='pt'")
-    return names[0], value, {key: item for key, item in input.items() if key != names[0]}
-
-
-def embeddings(model: Any) -> list[torch.nn.Module]:
-    """Return the modules that may embed token ids."""
-    tables: list[torch.nn.Module] = [module for module in model.modules() if isinstance(module, torch.nn.Embedding)]
-    try:
-        own = model.get_input_embeddings()
-    except (AttributeError, NotImplementedError):
-        return tables
-    # an embedding of another kind, not one that is made of those
-    if isinstance(own, torch.nn.Module) and not any(table in own.modules() for table in tables):
-        tables.append(own)
-    return tables
-
-
 def target_mask(model: Any, rest: Mapping[str, Any]) -> Tensor | None:
     """Return the mask of the sequence that has logits: the decoder's, where there is one."""
     decoder = bool(getattr(getattr(model, "config", None), "is_encoder_decoder", False))
@@ -301,21 +244,14 @@ def relevance_of(value: Tensor, signal: Tensor) -> Tensor:
     return relevance if signal.requires_grad else relevance.detach()
 
 
-def check_finite(relevance: Tensor) -> None:
-    """Raise if relevance is not finite.
+def mask_of(name: str | None, rest: Mapping[str, Any]) -> Tensor | None:
+    """Return the attention mask that goes with token ids."""
+    return rest.get("decoder_attention_mask" if str(name).startswith("decoder_") else "attention_mask")
 
-    Raises
-    ------
-    RuntimeError
-        If it holds a NaN or an infinite value.
-    """
-    if not bool(relevance.isfinite().all()):
-        count = int((~relevance.isfinite()).sum())
-        raise RuntimeError(
-            f"got {count} of {relevance.numel()} relevances that are not finite; expected none. Either the forward "
-            "overflows (try float32 or bfloat16), or a rule gives relevance to inputs that are exactly zero (Flat, "
-            "WSquare, ZBox), which only the relevance form can express: use zennit.attribution.Gradient."
-        )
+
+def tokens_of(parts: list[Tensor], mask: Tensor | None) -> Tensor:
+    """Return the relevance of tokens, summed over their embeddings, and zero at padding."""
+    return zero_padding(torch.stack([part.sum(-1) for part in parts]).sum(0), mask)
 
 
 def zero_padding(relevance: Tensor, mask: Tensor | None) -> Tensor:

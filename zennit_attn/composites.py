@@ -78,6 +78,7 @@ class TransformerComposite(ScopedComposite):
         canonizers: list[Canonizer] | None = None,
     ) -> None:
         self.operators = operators
+        self.strict = operators is not None and operators.strict
         self.name_map = check_map("name_map", name_map, (str,))
         self.role_map = check_map("role_map", role_map, (str,))
         self.layer_map = check_map("layer_map", layer_map, (str, type))
@@ -266,8 +267,7 @@ class _LanguagePreset(TransformerComposite):
         canonizers: list[Canonizer] | None = None,
     ) -> None:
         self.epsilon = check_number("epsilon", epsilon)
-        self.strict = check_flag("strict", strict)
-        super().__init__(self.rule(strict=strict), layer_map, name_map, role_map, canonizers)
+        super().__init__(self.rule(strict=check_flag("strict", strict)), layer_map, name_map, role_map, canonizers)
 
     def own_layer_rule(self, name: str, module: torch.nn.Module) -> Hook | None:
         """Return ε for linear layers."""
@@ -381,12 +381,11 @@ class GammaViTComposite(TransformerComposite):
         self.head_gamma = check_number("head_gamma", head_gamma)
         self.epsilon = check_number("epsilon", epsilon)
         self.stabilizer = check_number("stabilizer", stabilizer)
-        self.strict = check_flag("strict", strict)
         self.attention = attention
         presets = {"cp": CPLRP, "attnlrp": AttnLRP}
         if attention not in presets:
             raise ValueError(f"attention got {attention!r}, expected 'cp' or 'attnlrp'")
-        super().__init__(presets[attention](strict), layer_map, name_map, role_map, canonizers)
+        super().__init__(presets[attention](check_flag("strict", strict)), layer_map, name_map, role_map, canonizers)
 
     def own_role_map(self) -> list[tuple[tuple[str, ...], Hook]]:
         """Return γ for patch embedding, MLPs and head, ε for the projections."""

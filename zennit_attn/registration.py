@@ -6,18 +6,20 @@ This module does not decide which rule goes where: see :mod:`zennit_attn.composi
 from __future__ import annotations
 
 import copy
+import warnings
 import weakref
+from collections.abc import Callable
 from typing import Any, TypeVar
 
 import torch
 from zennit.core import Composite, Hook, RemovableHandleList
 from zennit.rules import ReLUBetaSmooth, ReLUDeconvNet, ReLUGuidedBackprop
 
-from .conversion import adopt
+from .conversion import ZennitRule, adopt
 from .operands import Form
 from .roles import is_linear
 from .rules import Rule
-from .scope import FrozenHandle, refuse_foreign
+from .scope import ForwardHandle, FrozenHandle, refuse_foreign
 
 T = TypeVar("T")
 
@@ -27,6 +29,7 @@ GRADIENT_RULES = (ReLUDeconvNet, ReLUGuidedBackprop, ReLUBetaSmooth)
 #: Attention implementations whose kernels the rules see; others call kernels that no rule can look into.
 ATTENTION_IMPLEMENTATIONS = (None, "eager", "sdpa")
 
+_reported: weakref.WeakKeyDictionary[torch.nn.Module, set[str]] = weakref.WeakKeyDictionary()
 _registered: weakref.WeakKeyDictionary[torch.nn.Module, Composite] = weakref.WeakKeyDictionary()
 
 
@@ -42,6 +45,8 @@ class ScopedComposite(Composite):
     """
 
     form: Form = "relevance"
+    #: Raise where otherwise a warning says that something is not explained as asked for.
+    strict: bool = False
 
     def register(self, module: torch.nn.Module) -> None:
         """Apply canonizers and rules to a model, and freeze its parameters, until :meth:`remove`.
@@ -68,12 +73,17 @@ class ScopedComposite(Composite):
             for canonizer in self.canonizers:
                 self.handles.extend(canonizer.apply(module))
             ctx: dict[Any, Any] = {}
+            rules: dict[str, list[tuple[str, Rule]]] = {}
             for name, child in module.named_modules():
                 template = self.module_map(ctx, name, child)
                 if template is not None:
                     rule = adopt(template, self.form)
                     self.hook_refs.add(rule)
-                    self.handles.append(_Owned(rule, rule.register(child)))
+                    handles = rule.register(child)
+                    self.handles.append(_Owned(rule, handles))
+                    if handles:
+                        rules.setdefault(repr(rule), []).append((name, rule))
+            self.handles.append(ForwardHandle(module, look_for_unused(module, rules, self.strict)))
         except BaseException:
             self.remove()
             raise
@@ -112,6 +122,60 @@ class ScopedComposite(Composite):
         twin.handles, twin.hook_refs, twin.form = RemovableHandleList(), weakref.WeakSet(), "gradient"
         twin.module_map = getattr(twin, self.module_map.__name__)
         return twin
+
+
+class UnusedRuleWarning(UserWarning):
+    """A rule was given to modules of which none was called in a forward."""
+
+
+class UnusedRuleError(RuntimeError):
+    """The same, under ``strict=True``."""
+
+
+def look_for_unused(
+    model: torch.nn.Module, rules: dict[str, list[tuple[str, Rule]]], strict: bool
+) -> Callable[[Any, Any, Any], Any]:
+    """Return what to put around a model's forward to report rules that were not applied in it.
+
+    Parameters
+    ----------
+    model : torch.nn.Module
+        The model.
+    rules : dict of str to list of tuple
+        For each rule, the names of its modules and its copy there. One that is applied stands for all: a mixture of
+        experts does not call each.
+    strict : bool
+        Raise :class:`UnusedRuleError` instead of the warning.
+    """
+
+    def around(forward: Any, args: Any, kwargs: Any) -> Any:
+        if torch.compiler.is_compiling():
+            return forward(*args, **kwargs)
+        for copies in rules.values():
+            for _, rule in copies:
+                rule.fired = False
+        output = forward(*args, **kwargs)
+        for title, copies in rules.items():
+            if not any(rule.fired for _, rule in copies):
+                report_unused(model, title, *copies[0], strict)
+        return output
+
+    return around
+
+
+def report_unused(model: torch.nn.Module, title: str, name: str, rule: Rule, strict: bool) -> None:
+    """Report a rule that no forward applied, once for each model."""
+    shown = type(rule.hook).__name__ if isinstance(rule, ZennitRule) else title
+    message = (
+        f"{shown} was applied nowhere in a forward of {type(model).__name__}: got it for {name or 'the model'!r}, "
+        "which was not called, or only inside of a module with a rule of its own; expected a module that is. What "
+        "uses its weights is explained by the rules around it: give the rule to that module, or leave it out."
+    )
+    if strict:
+        raise UnusedRuleError(message)
+    if title not in _reported.setdefault(model, set()):
+        _reported[model].add(title)
+        warnings.warn(message, UnusedRuleWarning, stacklevel=2)
 
 
 class _Owned:

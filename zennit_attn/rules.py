@@ -14,6 +14,7 @@ from __future__ import annotations
 import copy
 import weakref
 from collections.abc import Callable
+from contextlib import nullcontext
 from types import MappingProxyType
 from typing import Any, ClassVar
 
@@ -23,6 +24,7 @@ from torch.autograd import Function
 from zennit.core import Hook, RemovableHandleList, Stabilizer
 
 from .activations import activation_call
+from .finiteness import watch
 from .functions import Enter, Leave, Scale
 from .linear import AbsoluteProduct, SignedProduct, linear_kind, linear_map
 from .norms import wide
@@ -57,6 +59,8 @@ class Rule(Hook):
     """
 
     form: Form = "relevance"
+    #: Whether the rule was applied in a forward; the composite asks for it after each.
+    fired: bool = False
     #: Names of the constructor's arguments, each also an attribute.
     parameter_names: ClassVar[tuple[str, ...]] = ()
 
@@ -91,7 +95,8 @@ class Operators(Rule):
     scan : {"product", "constant"}, optional
         Rule of the parameters of selective state spaces.
     strict : bool, optional
-        Raise at an operation without a rule (default False: warn once for each place).
+        Raise at an operation without a rule (default False: warn once for each place), and at the first module where
+        a value or a backward signal is not finite.
 
     Raises
     ------
@@ -155,12 +160,14 @@ class Operators(Rule):
         def around(forward: Any, args: Any, kwargs: Any) -> Any:
             if is_shielded():
                 return forward(*args, **kwargs)
+            self.fired = True
             policy = enclosing_policy()
             if policy is not None or torch.compiler.is_compiling():
                 return rerun(self.policy(policy), forward, args, kwargs)
             refuse_foreign(modules)
             refuse_thawed(parameters)
-            return rerun(self.policy(None), look_once if first else forward, args, kwargs)
+            with watch(module) if self.strict else nullcontext():
+                return rerun(self.policy(None), look_once if first else forward, args, kwargs)
 
         def look_once(*args: Any, **kwargs: Any) -> Any:
             nonlocal first
@@ -239,6 +246,7 @@ class LayerRule(Rule):
         def around(forward: Any, args: Any, kwargs: Any) -> Any:
             if is_shielded():
                 return forward(*args, **kwargs)
+            self.fired = True
             with shield():
                 return self.call(module, forward, args, kwargs)
 

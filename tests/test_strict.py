@@ -1,0 +1,146 @@
+"""What is reported: rules that no forward applied, and the first module at which something is not finite."""
+
+import warnings
+
+import pytest
+import torch
+import zennit.rules
+from zennit.composites import LayerMapComposite, NameMapComposite
+
+from zennit_attn import AttnLRPComposite, CPLRPComposite, InputXGradient, input_x_gradient, targets
+from zennit_attn.finiteness import NotFiniteError
+from zennit_attn.registration import UnusedRuleError, UnusedRuleWarning
+from zennit_attn.rules import Gamma
+
+from . import models
+from .models import WIDTH
+
+FORMS = ["relevance", "gradient"]
+
+
+class Tied(torch.nn.Module):
+    """A layer that is called, one of which only the weight is used, and one that nobody calls."""
+
+    def __init__(self):
+        super().__init__()
+        self.called, self.used, self.spare = (torch.nn.Linear(4, 4) for _ in range(3))
+
+    def forward(self, x):
+        return self.called(x) @ self.used.weight
+
+
+def in_form(composite, form):
+    return input_x_gradient(composite) if form == "gradient" else composite
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("rule", [Gamma(0.1), zennit.rules.Gamma(0.1)], ids=["ours", "zennit's"])
+@pytest.mark.parametrize("name", ["used", "spare"])
+def test_a_rule_that_no_forward_applied_is_reported_once(name, rule, form):
+    model, x = Tied(), torch.randn(2, 4, requires_grad=True)
+    composite = in_form(AttnLRPComposite(name_map=[(name, rule)]), form)
+    with composite.context(model):
+        with pytest.warns(UnusedRuleWarning, match=rf"Gamma[\s\S]*nowhere[\s\S]*Tied[\s\S]*{name}"):
+            model(x)
+        model(x)  # a second warning would be an error
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_a_rule_that_no_forward_applied_is_an_error_when_strict(form):
+    composite = in_form(AttnLRPComposite(name_map=[("used", Gamma(0.1))], strict=True), form)
+    with composite.context(Tied()) as model, pytest.raises(UnusedRuleError, match="used"):
+        model(torch.randn(2, 4, requires_grad=True))
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_one_module_that_is_called_stands_for_all(form):
+    composite = in_form(AttnLRPComposite(layer_map=[(torch.nn.Linear, Gamma(0.1))], strict=True), form)
+    with composite.context(Tied()) as model:
+        model(torch.randn(2, 4, requires_grad=True))
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_a_rule_inside_of_a_module_with_a_rule_of_its_own_is_reported(form):
+    model = torch.nn.Sequential(torch.nn.Sequential(torch.nn.Linear(4, 4)))
+    composite = NameMapComposite([(("0",), zennit.rules.Epsilon()), (("0.0",), zennit.rules.Gamma())])
+    converted = AttnLRPComposite(name_map=[("0", zennit.rules.Epsilon()), ("0.0", zennit.rules.Gamma())])
+    with in_form(converted, form).context(model), pytest.warns(UnusedRuleWarning, match=r"Gamma[\s\S]*0\.0"):
+        model(torch.randn(2, 4, requires_grad=True))
+    if form == "gradient":
+        other = torch.nn.Sequential(torch.nn.Sequential(torch.nn.Linear(4, 4)))
+        with input_x_gradient(composite).context(other), pytest.warns(UnusedRuleWarning):
+            other(torch.randn(2, 4, requires_grad=True))
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("make", [models.llama, models.mixtral, models.bert, models.t5, models.hf_vit])
+def test_presets_apply_each_of_their_rules(make, form):
+    model = make().eval()
+    with in_form(CPLRPComposite(epsilon=1e-6, strict=True), form).context(model), warnings.catch_warnings():
+        warnings.simplefilter("error")
+        x = torch.randn(1, 3, 32, 32) if make is models.hf_vit else torch.randn(1, 5, WIDTH)
+        rest = {"decoder_input_ids": torch.tensor([[0, 1]])} if make is models.t5 else {}
+        models.logits_of(model, x.requires_grad_(), **rest)
+
+
+class Overflows(torch.nn.Module):
+    """A forward that leaves the range of its numbers, or a rule that gives relevance to exact zeros."""
+
+    def __init__(self, scale):
+        super().__init__()
+        self.first, self.second, self.third = (torch.nn.Linear(4, 4) for _ in range(3))
+        self.scale = scale
+
+    def forward(self, x):
+        return self.third(self.second(self.first(x).relu() * self.scale))
+
+
+def zero_input(model):
+    """Let the second layer see exact zeros."""
+    torch.nn.init.zeros_(model.first.weight)
+    torch.nn.init.constant_(model.first.bias, -1.0)
+    return model
+
+
+@pytest.mark.parametrize("strict", [False, True])
+def test_a_forward_that_overflows_is_located(strict):
+    model = Overflows(1e30)
+    torch.nn.init.constant_(model.second.weight, 1e30)
+    composite = input_x_gradient(AttnLRPComposite(strict=strict))
+    with (
+        InputXGradient(model, composite) as attributor,
+        pytest.raises(NotFiniteError, match=r"forward[\s\S]*output of 'second' \(Linear\)"),
+    ):
+        attributor(torch.ones(1, 4), targets.Label(0))
+
+
+@pytest.mark.parametrize("where", ["attributor", "strict"])
+def test_relevance_at_exact_zeros_is_located(where):
+    model = zero_input(Overflows(1.0))
+    flat = AttnLRPComposite(name_map=[("second", zennit.rules.Flat())], strict=where == "strict")
+    composite, x = input_x_gradient(flat), torch.ones(1, 4)
+    expected = pytest.raises(NotFiniteError, match=r"input of 'second' \(Linear\)[\s\S]*exactly zero")
+    if where == "attributor":
+        with InputXGradient(model, composite) as attributor, expected:
+            attributor(x, targets.Label(0))
+    else:
+        with composite.context(model), expected:
+            model(x.requires_grad_())[0, 0].backward()
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_masks_of_minus_infinity_are_no_overflow(form):
+    model = models.gpt2("eager").eval()
+    with in_form(AttnLRPComposite(strict=True), form).context(model):
+        x = torch.randn(1, 5, WIDTH, requires_grad=True)
+        output = models.logits_of(model, x)
+        output.backward(output.detach())
+
+
+def test_nothing_of_the_watch_is_left():
+    model = models.llama().eval()
+    composite = input_x_gradient(LayerMapComposite([(torch.nn.Linear, Gamma(0.1))]))
+    for chosen in (composite, input_x_gradient(AttnLRPComposite(strict=True))):
+        with chosen.context(model):
+            models.logits_of(model, torch.randn(1, 5, WIDTH, requires_grad=True))
+            assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())

@@ -1,0 +1,133 @@
+"""What is explained: the parts of a model's input that relevance is attributed to, each a leaf of the graph.
+
+Token ids have no relevance of their own: their embeddings have, wherever the model looks them up.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+
+#: Entries of a batch that hold what is explained, of which exactly one has to be there.
+INPUTS = ("input_ids", "inputs_embeds", "pixel_values", "input_values", "input_features")
+
+#: Leaves by argument (None for a tensor by position), and by the embedding table that made them.
+Leaves = dict[str | None, dict[int, Tensor]]
+
+
+def split_input(
+    input: Any, argument: str | Sequence[str] | None = None
+) -> tuple[dict[str | None, Tensor], dict[str, Any]]:
+    """Return the explained arguments by name, and the other arguments.
+
+    Parameters
+    ----------
+    input : torch.Tensor or mapping
+        A tensor, of which the name is None, or a mapping of keyword arguments.
+    argument : str or sequence of str, optional
+        Names of the explained arguments; by default the one of :data:`INPUTS` that is there.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If the input is neither a tensor nor a mapping with the explained arguments.
+    """
+    if isinstance(input, Tensor):
+        return {None: input}, {}
+    if not isinstance(input, Mapping):
+        raise TypeError(f"got an input of type {type(input).__name__}, expected a tensor, or a mapping of arguments")
+    if argument is None:
+        names = [name for name in INPUTS if input.get(name) is not None]
+        fits, wanted = len(names) == 1, f"exactly one of {INPUTS} in it, or its name as argument"
+    else:
+        names = [argument] if isinstance(argument, str) else list(argument)
+        fits, wanted = bool(names) and all(input.get(name) is not None for name in names), repr(argument)
+    if not fits:
+        raise ValueError(f"got a batch of {sorted(input)}, expected {wanted}")
+    for name in names:
+        if not isinstance(input[name], Tensor):
+            kind = type(input[name]).__name__
+            raise TypeError(f"got {name} of type {kind}, expected a tensor: use return_tensors='pt'")
+    return {name: input[name] for name in names}, {key: item for key, item in input.items() if key not in names}
+
+
+@contextmanager
+def leaves_of(model: torch.nn.Module, given: Mapping[str | None, Tensor]) -> Iterator[tuple[dict[Any, Tensor], Leaves]]:
+    """Yield what to call the model with, and the leaves that the call makes.
+
+    Parameters
+    ----------
+    model : torch.nn.Module
+        The model; its embeddings are watched while it runs.
+    given : mapping of str to torch.Tensor
+        Explained arguments: floating-point tensors, or token ids.
+    """
+    leaves: Leaves = {name: {} for name in given}
+    values: dict[Any, Tensor] = dict(given)
+    tokens = {name: value for name, value in given.items() if not value.is_floating_point()}
+    for name, value in given.items():
+        if name not in tokens:
+            leaves[name][0] = value.detach().requires_grad_()
+            values[name] = leaves[name][0].view_as(value)
+
+    def catch(table: Any, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor) -> Tensor | None:
+        indices = args[0] if args else kwargs.get("input")
+        name = looked_up(indices, tokens, leaves)
+        if name is NOTHING:
+            return None
+        key = id(getattr(table, "weight", table))
+        if key not in leaves[name]:
+            leaves[name][key] = output.detach().reshape(*tokens[name].shape, -1).requires_grad_()
+        # a copy, so that a model that writes into its embeddings does not write into the leaf
+        return leaves[name][key].clone().view_as(output)
+
+    # before the hooks that collect inner relevance, which are to see the leaf's graph
+    tables = embeddings(model) if tokens else []
+    handles = [table.register_forward_hook(catch, with_kwargs=True, prepend=True) for table in tables]
+    try:
+        yield values, leaves
+    finally:
+        for handle in handles:
+            handle.remove()
+    for name, value in tokens.items():
+        if not leaves[name]:
+            raise RuntimeError(
+                f"got token ids {'' if name is None else name + ' '}of shape {tuple(value.shape)}, but no embedding of "
+                f"{type(model).__name__} was looked up with them; expected a model that embeds its ids. Explain "
+                "inputs_embeds instead."
+            )
+
+
+NOTHING: Any = object()
+
+
+def looked_up(indices: Any, tokens: Mapping[str | None, Tensor], leaves: Leaves) -> Any:
+    """Return which argument's token ids an embedding is looked up with; :data:`NOTHING` if it is none's."""
+    candidates = {
+        name: ids for name, ids in tokens.items() if isinstance(indices, Tensor) and indices.numel() == ids.numel()
+    }
+    for name, ids in candidates.items():
+        if indices.data_ptr() == ids.data_ptr():
+            return name
+    for name, ids in candidates.items():
+        # a copy of them; later copies may be the ids of a decoder
+        if not leaves[name] and torch.equal(indices.reshape(ids.shape), ids):
+            return name
+    return NOTHING
+
+
+def embeddings(model: Any) -> list[torch.nn.Module]:
+    """Return the modules that may embed token ids."""
+    tables: list[torch.nn.Module] = [module for module in model.modules() if isinstance(module, torch.nn.Embedding)]
+    try:
+        own = model.get_input_embeddings()
+    except (AttributeError, NotImplementedError):
+        return tables
+    # an embedding of another kind, not one that is made of those
+    if isinstance(own, torch.nn.Module) and not any(table in own.modules() for table in tables):
+        tables.append(own)
+    return tables
