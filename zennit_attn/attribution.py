@@ -6,6 +6,7 @@ import fnmatch
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -18,12 +19,23 @@ from .adapters import explained
 from .finiteness import NotFiniteError, watch
 from .functions import divide
 from .inputs import leaves_of, split_input
+from .ledger import Ledger, Recorder, recording
 from .parameters import nearest
 from .targets import Target
 
 
 class PaddingWarning(UserWarning):
     """The model gave relevance to padding: it does not mask it."""
+
+
+@dataclass(frozen=True)
+class Propagated:
+    """What a forward and a backward pass gave: relevance of the output, of each input's leaves, of inner modules."""
+
+    output: Any
+    explained: Tensor
+    inputs: dict[str | None, list[Tensor]]
+    inner: dict[str, Tensor]
 
 
 class InputXGradient(Attributor):
@@ -87,6 +99,7 @@ class InputXGradient(Attributor):
         super().__init__(model, composite, attr_output)
         self.modules, self.output_key, self.argument = tuple(modules), output_key, argument
         self.create_graph, self.retain_graph = create_graph, retain_graph
+        self.recording = False
 
     def __call__(self, input: Tensor | Mapping[str, Any], attr_output: Any = None) -> Any:
         """Explain the output for an input.
@@ -120,11 +133,49 @@ class InputXGradient(Attributor):
         """
         return super().__call__(input, attr_output)
 
+    def ledger(self, input: Tensor | Mapping[str, Any], attr_output: Any = None) -> Ledger:
+        """Account for the relevance of the output: what the inputs got, and what everything else kept.
+
+        Parameters
+        ----------
+        input, attr_output
+            As for a call.
+
+        Returns
+        -------
+        zennit_attn.ledger.Ledger
+            Sums over the batch. With ``print``, a table; :meth:`~zennit_attn.ledger.Ledger.to_dict` exports it.
+
+        Raises
+        ------
+        RuntimeError
+            If there is no composite with operator rules, or the model checkpoints its layers.
+
+        Examples
+        --------
+        >>> import torch
+        >>> from zennit_attn import CPLRPComposite, InputXGradient, input_x_gradient, targets
+        >>> model = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.ReLU(), torch.nn.Linear(4, 2))
+        >>> attributor = InputXGradient(model, input_x_gradient(CPLRPComposite()))
+        >>> ledger = attributor.ledger(torch.ones(1, 3), targets.Label(0))
+        >>> sorted(ledger.kept), abs(ledger.remainder) < 1e-6
+        ([('0', 'bias'), ('2', 'bias')], True)
+        """
+        self.recording = True
+        try:
+            return super().__call__(input, attr_output)
+        finally:
+            self.recording = False
+
     def forward(self, input: Tensor | Mapping[str, Any], attr_output_fn: Any) -> Any:
         """Explain the output for an input, with the composite registered."""
         given, rest = split_input(input, self.argument)
-        output, relevances, inner = self.propagate(given, rest, attr_output_fn)
-        if not all(bool(part.isfinite().all()) for parts in relevances.values() for part in parts):
+        if self.recording:
+            with recording(self.model) as recorder:
+                found = self.propagate(given, rest, attr_output_fn, recorder)
+                return recorder.ledger(found.explained, found.inputs)
+        found = self.propagate(given, rest, attr_output_fn)
+        if not all(bool(part.isfinite().all()) for parts in found.inputs.values() for part in parts):
             # once more, with a look at every module
             with watch(self.model):
                 self.propagate(given, rest, attr_output_fn)
@@ -132,49 +183,60 @@ class InputXGradient(Attributor):
                 "got relevance that is not finite, with finite signals at every module; expected a model that embeds "
                 "its input in a module, and inputs that are finite."
             )
-        found = {
+        relevances = {
             name: parts[0] if given[name].is_floating_point() else tokens_of(parts, mask_of(name, rest))
-            for name, parts in relevances.items()
+            for name, parts in found.inputs.items()
         }
-        relevance = next(iter(found.values())) if self.argument is None or isinstance(self.argument, str) else found
-        return (output, relevance, inner) if self.modules else (output, relevance)
+        several = not (self.argument is None or isinstance(self.argument, str))
+        relevance = relevances if several else next(iter(relevances.values()))
+        return (found.output, relevance, found.inner) if self.modules else (found.output, relevance)
 
     def propagate(
-        self, given: Mapping[str | None, Tensor], rest: Mapping[str, Any], attr_output_fn: Any
-    ) -> tuple[Any, dict[str | None, list[Tensor]], dict[str, Tensor]]:
-        """Return the output, the relevance of the leaves of each input, and that of the named inner modules."""
+        self,
+        given: Mapping[str | None, Tensor],
+        rest: Mapping[str, Any],
+        attr_output_fn: Any,
+        recorder: Recorder | None = None,
+    ) -> Propagated:
+        """Run a forward and a backward pass."""
         # fused attention kernels have no second derivative
         kernel = sdpa_kernel(SDPBackend.MATH) if self.create_graph else nullcontext()
         with torch.enable_grad(), kernel:
             with self.capture() as captured, leaves_of(self.model, given) as (values, leaves):
-                output = self.run(values, rest)
+                # a tensor by position, or arguments by name
+                output = self.model(values[None], **rest) if None in values else self.model(**values, **rest)
             sources = [*captured.values(), *(leaf for found in leaves.values() for leaf in found.values())]
-            mask = target_mask(self.model, rest)
-            signals = self.signals(explained(output, self.output_key), attr_output_fn, mask, sources)
-        relevances = iter([relevance_of(value, signal) for value, signal in zip(sources, signals, strict=True)])
+            constants = [] if recorder is None else recorder.constants
+            tensor = explained(output, self.output_key)
+            weights = self.weights(tensor, attr_output_fn, target_mask(self.model, {**rest, **values}))
+            signals = self.signals(tensor, weights, [*sources, *(leaf for _, leaf in constants)])
+        for (place, leaf), signal in zip(constants, signals[len(sources) :], strict=True):
+            recorder.note(place, leaf, signal)  # type: ignore[union-attr]
+        relevances = iter([relevance_of(value, signal) for value, signal in zip(sources, signals, strict=False)])
         inner = dict(zip(captured, relevances, strict=False))
         for wanted in self.modules:
             if not any(fnmatch.fnmatchcase(key.split("#")[0], wanted) for key in inner):
                 raise ValueError(f"modules got {wanted!r}, which has no output that depends on the input as a tensor")
-        return output, {name: [next(relevances) for _ in found] for name, found in leaves.items()}, inner
+        inputs = {name: [next(relevances) for _ in found] for name, found in leaves.items()}
+        return Propagated(output, relevance_of(tensor, weights), inputs, inner)
 
-    def run(self, values: dict[Any, Tensor], rest: Mapping[str, Any]) -> Any:
-        """Call the model with the explained inputs, by position or by name."""
-        return self.model(values[None], **rest) if None in values else self.model(**values, **rest)
-
-    def signals(self, output: Tensor, attr_output_fn: Any, mask: Tensor | None, sources: list[Tensor]) -> list[Tensor]:
-        """Return the gradient at each source."""
+    def weights(self, output: Tensor, attr_output_fn: Any, mask: Tensor | None) -> Tensor:
+        """Return the gradient at the output."""
         if isinstance(attr_output_fn, Target):
             weights = attr_output_fn.weights(output, mask)
         else:
             relevance = attr_output_fn(output)
             weights = divide(relevance.to(output.dtype).expand_as(output), output)
+        return weights if self.create_graph else weights.detach()
+
+    def signals(self, output: Tensor, weights: Tensor, sources: list[Tensor]) -> list[Tensor]:
+        """Return the gradient at each source."""
         gradients: tuple[Tensor | None, ...] = (None,) * len(sources)
         if output.requires_grad:
             gradients = torch.autograd.grad(
                 output,
                 sources,
-                weights if self.create_graph else weights.detach(),
+                weights,
                 create_graph=self.create_graph,
                 retain_graph=self.retain_graph,
                 allow_unused=True,
@@ -232,7 +294,7 @@ class InputXGradient(Attributor):
 def target_mask(model: Any, rest: Mapping[str, Any]) -> Tensor | None:
     """Return the mask of the sequence that has logits: the decoder's, where there is one."""
     decoder = bool(getattr(getattr(model, "config", None), "is_encoder_decoder", False))
-    if decoder or any(name.startswith("decoder_") for name in rest):
+    if decoder or any(str(name).startswith("decoder_") for name in rest):
         return rest.get("decoder_attention_mask")
     return rest.get("attention_mask")
 

@@ -80,9 +80,9 @@ def differentiable(values: Any) -> list[Tensor]:
     return [value for value in tree_leaves(values) if isinstance(value, Tensor) and value.requires_grad]
 
 
-def check_signal(signal: Tensor, places: list[str]) -> None:
-    """Raise NotFiniteError if a backward signal is not finite."""
-    if not bool(signal.isfinite().all()):
+def check_signal(signal: Tensor | None, places: list[str]) -> None:
+    """Raise NotFiniteError if a backward signal is not finite; where there is none, autograd may give None."""
+    if signal is not None and not bool(signal.isfinite().all()):
         innermost = max(places, key=lambda place: place.count("."))
         raise NotFiniteError(
             f"got {int((~signal.isfinite()).sum())} of {signal.numel()} relevances that are not finite, first at "

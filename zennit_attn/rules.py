@@ -36,6 +36,7 @@ from .scope import (
     FrozenHandle,
     enclosing_policy,
     is_shielded,
+    recorder,
     refuse_foreign,
     refuse_thawed,
     report_functions,
@@ -248,7 +249,12 @@ class LayerRule(Rule):
                 return forward(*args, **kwargs)
             self.fired = True
             with shield():
-                return self.call(module, forward, args, kwargs)
+                if recorder() is None:
+                    return self.call(module, forward, args, kwargs)
+                title = type(getattr(self, "hook", self)).__name__
+                return recorder().measured(
+                    title, lambda *args, **kwargs: self.call(module, forward, args, kwargs), args, kwargs
+                )
 
         return RemovableHandleList([ForwardHandle(module, around)])
 

@@ -107,10 +107,27 @@ class _State(threading.local):
 
     mode: OperatorMode | None = None
     shielded: bool = False
+    recorder: Any = None
+    kind: type[OperatorMode] = OperatorMode
 
 
 _state = _State()
 _reported: weakref.WeakKeyDictionary[torch.nn.Module, set[tuple[str, str]]] = weakref.WeakKeyDictionary()
+
+
+@contextmanager
+def record_with(recorder: Any, kind: type[OperatorMode]) -> Iterator[None]:
+    """Let a recorder see the calls of functions and of modules with a layer rule, see :mod:`zennit_attn.ledger`."""
+    _state.recorder, _state.kind = recorder, kind
+    try:
+        yield
+    finally:
+        _state.recorder, _state.kind = None, OperatorMode
+
+
+def recorder() -> Any:
+    """Return what records, None at most times."""
+    return _state.recorder
 
 
 def enclosing_policy() -> Policy | None:
@@ -135,7 +152,7 @@ def run_inside(
                 f"{type(module).__name__} got called inside of a transform of torch.func, which hides from the rules "
                 "what depends on the input; expected torch.autograd.grad or backward."
             )
-        kind = TracedMode if torch.compiler.is_compiling() else OperatorMode
+        kind = TracedMode if torch.compiler.is_compiling() else _state.kind
         with kind(policy, form, strict, module) as _state.mode:
             try:
                 return forward(*args, **kwargs)
