@@ -2,9 +2,18 @@
 
 import pytest
 import torch
+import transformers
 
-from zennit_attn import AttnLRPComposite, MultiheadAttentionCanonizer, input_x_gradient
+from zennit_attn import (
+    AttnLRPComposite,
+    CPLRPComposite,
+    FunctionCanonizer,
+    MultiheadAttentionCanonizer,
+    input_x_gradient,
+)
 from zennit_attn.rules import Gamma
+
+from . import models
 
 
 def attention(**options):
@@ -90,3 +99,49 @@ def test_what_has_no_unfused_form_is_refused():
     x = torch.randn(5, 1, 16, dtype=torch.float64)
     with AttnLRPComposite().context(module), pytest.raises(NotImplementedError, match="add_bias_kv"):
         module(x, x, x)
+
+
+class Half(torch.autograd.Function):
+    """A square root, of which the backward pass is another function's."""
+
+    @staticmethod
+    def forward(ctx, x):
+        return x.sqrt()
+
+    @staticmethod
+    def backward(ctx, gradient):
+        return gradient * 1e6
+
+
+class Calls(torch.nn.Module):
+    def forward(self, x, *, scale=2.0):
+        return Half.apply(x) * scale
+
+
+def test_an_autograd_function_is_called_as_an_ordinary_one():
+    x = torch.rand(3, dtype=torch.float64).requires_grad_()
+    model, other = torch.nn.Sequential(Calls()), Calls()
+    forward = Calls.forward
+    composite = input_x_gradient(AttnLRPComposite(canonizers=[FunctionCanonizer({"Half": torch.sqrt})], strict=True))
+    with composite.context(model):
+        output = model(x)
+        (signal,) = torch.autograd.grad(output.sum(), x)
+        # identity rule
+        torch.testing.assert_close(x.detach() * signal, output.detach())
+        (elsewhere,) = torch.autograd.grad(other(x).sum(), x)
+        torch.testing.assert_close(elsewhere, torch.full_like(x, 2e6).detach())
+    assert "forward" not in vars(model[0])
+    assert Calls.forward is forward
+    assert Half.__name__ == "Half"
+
+
+@pytest.mark.parametrize("form", ["relevance", "gradient"])
+def test_recurrent_gemma_conserves(form):
+    config = transformers.RecurrentGemmaConfig(
+        vocab_size=64, hidden_size=32, intermediate_size=64, num_hidden_layers=3, num_attention_heads=4, lru_width=32
+    )
+    model = models.without_constants(transformers.RecurrentGemmaForCausalLM(config)).double().eval()
+    x = torch.randn(1, 6, 32, dtype=torch.float64)
+    relevance, logit = models.explain(model, CPLRPComposite(strict=True), x, form, use_cache=False)
+    # its norms and its recurrence compute in float32
+    torch.testing.assert_close(relevance.sum((1, 2)), logit, rtol=1e-4, atol=0)

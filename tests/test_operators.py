@@ -674,6 +674,30 @@ def core(style, heads, scale):
     return locals()[style]
 
 
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("constants", ["m", "qm", "km", "vm", "qkm", "qvm", "kvm", "q", "qk", ""])
+def test_fused_attention_of_constants_equals_its_steps(constants, form):
+    """Learned queries, keys or values take no part: what is fused gives the others what its steps give them."""
+    given = dict(zip("qkv", tensors((2, 3, 4, 5), (2, 3, 4, 5), (2, 3, 4, 5)), strict=True))
+    given["m"] = randn(2, 1, 4, 4, seed=9)
+    fixed = {
+        name: value for name, value in given.items() if name in constants or (name == "m" and "m" not in constants)
+    }
+    fixed = fixed if "m" not in constants else {name: value for name, value in fixed.items() if name != "m"}
+    free = {name: value for name, value in given.items() if name not in fixed}
+    explained_parts = []
+    for style in ("sdpa", "matmul"):
+        run = core(style, 3, None)
+
+        def function(*inputs, run=run):
+            return run(*({**fixed, **dict(zip(free, inputs, strict=True))}[name] for name in "qkvm"))
+
+        module, inputs = Calls(function), list(free.values())
+        relevance = relevance_like(module(*inputs))
+        explained_parts.append(explain(AttnLRPComposite(strict=True), module, inputs, relevance, form))
+    assert_relevance(*explained_parts)
+
+
 STYLES = ["sdpa", "sdpa_positional", "sdpa_bool", "sdpa_keywords", "matmul", "expanded", "einsum", "bmm", "baddbmm"]
 
 
@@ -1893,14 +1917,14 @@ class Square(torch.autograd.Function):
     "function",
     [
         torch.lgamma,
-        lambda x: x.log(),
+        lambda x: x.digamma(),
         lambda x: x.logcumsumexp(-1),
         lambda x: x**x,
         lambda x: torch.ops.aten.sin(x),
         lambda x: torch.vmap(torch.sin)(x),
         Square.apply,
     ],
-    ids=["lgamma", "log", "logcumsumexp", "power", "torch.ops", "vmap", "autograd.Function"],
+    ids=["lgamma", "digamma", "logcumsumexp", "power", "torch.ops", "vmap", "autograd.Function"],
 )
 def test_nothing_without_a_rule_passes_unnoticed(function, form):
     model = Waves(function)

@@ -7,7 +7,7 @@
 from . import targets
 from .adapters import ModelAdapter
 from .attribution import InputXGradient
-from .canonizers import MultiheadAttentionCanonizer
+from .canonizers import FunctionCanonizer, MultiheadAttentionCanonizer
 from .catalog import register_operator
 from .composites import AttnLRPComposite, CPLRPComposite, GammaViTComposite
 from .configuration import load_composite, save_composite
@@ -17,6 +17,7 @@ from .version import __version__
 __all__ = [
     "AttnLRPComposite",
     "CPLRPComposite",
+    "FunctionCanonizer",
     "GammaViTComposite",
     "InputXGradient",
     "ModelAdapter",

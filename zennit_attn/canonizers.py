@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
+from types import FunctionType, SimpleNamespace
 from typing import Any
 
 import torch
@@ -67,6 +69,73 @@ class MultiheadAttentionCanonizer(Canonizer):
             self.handle.remove()
             for name in ("query", "key", "value"):
                 delattr(self.module, name)
+
+
+class FunctionCanonizer(Canonizer):
+    """Let a forward call ordinary functions where it calls autograd functions with a backward pass of their own.
+
+    No rule can look into :meth:`torch.autograd.Function.apply`. Inside of a context, the forward of a module instance
+    that names such a function gets one in its place that computes the same; nothing else sees it.
+
+    Parameters
+    ----------
+    functions : mapping of str to callable, optional
+        Name of the autograd function, as the forward writes it, and what to call with the same arguments. By default
+        those of transformers that are known, :data:`AUTOGRAD_FUNCTIONS`.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from zennit_attn import AttnLRPComposite, FunctionCanonizer
+    >>> composite = AttnLRPComposite(canonizers=[FunctionCanonizer({"MyFusedSilu": torch.nn.functional.silu})])
+    """
+
+    def __init__(self, functions: Mapping[str, Callable[..., Any]] | None = None) -> None:
+        super().__init__()
+        self.functions = dict(AUTOGRAD_FUNCTIONS if functions is None else functions)
+        self.handle: ForwardHandle | None = None
+
+    def apply(self, root_module: torch.nn.Module) -> list[Canonizer]:
+        """Change every forward of a model that names one of the functions, and return what undoes it."""
+        found = []
+        for module in root_module.modules():
+            code = getattr(type(module).forward, "__code__", None)
+            if code is not None and not self.functions.keys().isdisjoint(code.co_names):
+                canonizer = self.copy()
+                canonizer.register(module)
+                found.append(canonizer)
+        return found
+
+    def copy(self) -> FunctionCanonizer:
+        """Return a canonizer of the same functions."""
+        return FunctionCanonizer(self.functions)
+
+    def register(self, module: Any) -> None:
+        """Change one forward."""
+        forward = type(module).forward
+        changed = {name: SimpleNamespace(apply=function) for name, function in self.functions.items()}
+        # the same code, in which these names mean something else
+        twin = FunctionType(
+            forward.__code__, {**forward.__globals__, **changed}, None, forward.__defaults__, forward.__closure__
+        )
+        twin.__kwdefaults__ = forward.__kwdefaults__
+        self.handle = ForwardHandle(module, lambda _, args, kwargs: twin(module, *args, **kwargs))
+
+    def remove(self) -> None:
+        """Undo it."""
+        if self.handle is not None:
+            self.handle.remove()
+
+
+def masked_softmax(input: Tensor, mask: Tensor, dim: int) -> Tensor:
+    """Softmax over what a mask leaves, and zero elsewhere, as DeBERTa's XSoftmax computes it."""
+    excluded = ~mask.to(torch.bool)
+    weights = F.softmax(input.masked_fill(excluded, torch.finfo(input.dtype).min), dim)
+    return weights.masked_fill(excluded, 0)
+
+
+#: Autograd functions of transformers by name: RecurrentGemma's square root, and the softmax of SEW-D.
+AUTOGRAD_FUNCTIONS: dict[str, Callable[..., Any]] = {"SqrtBoundDerivative": torch.sqrt, "XSoftmax": masked_softmax}
 
 
 def projections(module: Any) -> dict[str, torch.nn.Linear]:

@@ -56,10 +56,11 @@ KINDS: dict[str, str] = {
     "product of elements": "prod cumprod",
     "similarity": "cosine_similarity",
     # __rdiv__ and __rtruediv__ are one function, and to be found here first
-    "reversed division": "rdiv rtruediv",
+    # the solution of a system of equations is one, too
+    "reversed division": "rdiv rtruediv solve solve_triangular",
     "division": "div divide true_divide truediv remainder fmod",
     "added division": "addcdiv",
-    "reciprocal": "rsqrt reciprocal",
+    "reciprocal": "rsqrt reciprocal inv inverse pinv",
     "statistic": "var std norm vector_norm logsumexp",
     "statistic and mean": "var_mean std_mean",
     "unit": "normalize",
@@ -73,7 +74,7 @@ KINDS: dict[str, str] = {
     "activation": """
         relu relu6 gelu silu tanh sigmoid expit elu selu celu leaky_relu prelu rrelu hardtanh hardswish hardsigmoid
         mish softsign tanhshrink hardshrink softshrink threshold logsigmoid erf square sqrt abs absolute
-        clamp clip clamp_min clamp_max
+        clamp clip clamp_min clamp_max log log2 log10 log1p expm1
     """,
     "layer norm": "layer_norm",
     "rms norm": "rms_norm",

@@ -17,7 +17,7 @@ from zennit.canonizers import Canonizer
 from zennit.composites import register_composite
 from zennit.core import Hook
 
-from .canonizers import MultiheadAttentionCanonizer
+from .canonizers import FunctionCanonizer, MultiheadAttentionCanonizer
 from .parameters import check_flag, check_number, nearest, parameters_of
 from .registration import ScopedComposite, is_registered, refuse_hidden
 from .roles import ROLES, is_linear, role
@@ -58,7 +58,7 @@ class TransformerComposite(ScopedComposite):
     role_map : list of tuple, optional
         ``(role, or tuple of roles, rule)``, see :func:`zennit_attn.roles.role`.
     canonizers : list of zennit.canonizers.Canonizer, optional
-        Canonizers to apply, after the one that unfuses :class:`torch.nn.MultiheadAttention`.
+        Canonizers to apply, after those of :mod:`zennit_attn.canonizers`.
 
     Raises
     ------
@@ -86,7 +86,8 @@ class TransformerComposite(ScopedComposite):
             for given in roles:
                 if given not in ROLES:
                     raise ValueError(f"role_map got {given!r}, expected one of {ROLES}; {nearest(given, ROLES)}")
-        super().__init__(self.mapping, [MultiheadAttentionCanonizer(), *(canonizers or [])])
+        self.given_canonizers = list(canonizers or [])
+        super().__init__(self.mapping, [MultiheadAttentionCanonizer(), FunctionCanonizer(), *self.given_canonizers])
 
     def own_role_map(self) -> list[tuple[tuple[str, ...], Hook]]:
         """Return the preset's own rules by role, each of which has to fit a module of the model."""

@@ -247,7 +247,7 @@ def to_toml(composite: TransformerComposite, model: torch.nn.Module | str | None
     lines = [f"preset = {toml_value(composite.preset)}"]
     if composite.form != "relevance":
         lines.append(f"form = {toml_value(composite.form)}")
-    extra = [type(item) for item in composite.canonizers[1:]]
+    extra = [type(item) for item in composite.given_canonizers]
     for kind in extra:
         canonizer_of(kind.__name__)
         if inspect.signature(kind).parameters:

@@ -108,7 +108,8 @@ def refuse(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """Raise at ``torch.nn.MultiheadAttention``, an opaque call of which no rule can see the inside."""
     raise RuntimeError(
         "torch.nn.functional.multi_head_attention_forward hides its projections from every rule; expected a model "
-        "without it: pass canonizers=[zennit_attn.MultiheadAttentionCanonizer()] to the composite, as the presets do."
+        "without it. For torch.nn.MultiheadAttention, pass canonizers=[zennit_attn.MultiheadAttentionCanonizer()] to "
+        "the composite, as the presets do; a model that calls the function itself (WavLM) cannot be explained."
     )
 
 

@@ -122,10 +122,17 @@ def weighted_sum(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -
 
 
 def uniform_attention(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    """Give half to the value, a quarter each to query and key (AttnLRP, prop. 3.1 and 3.3)."""
+    """Give half to the value, a quarter each to query and key (AttnLRP, prop. 3.1 and 3.3).
+
+    What does not depend on the input, such as a learned query, takes no part, and the other side gets its share.
+    """
     sides, rest, kwargs = attention_arguments(args, kwargs)
-    # of the half that goes to the scores, query and key share; a mask that depends on the input is added to them
-    factors = {place: factor for place, factor in enumerate((0.25, 0.25, 0.5, 0.5)) if depends(sides[place])}
+    query, key, value, mask = map(depends, sides)
+    scores = 0.5 if value else 1.0
+    factor = scores / 2 if query and key else scores
+    # a mask that depends on the input is added to the scores
+    shares = (factor, factor, 0.5 if query or key or mask else 1.0, scores)
+    factors = {place: share for place, share in enumerate(shares) if share != 1 and depends(sides[place])}
     if factors:
         # one node for all: small models feel each
         scaled = ScaleEach.apply(tuple(factors.values()), *(sides[place] for place in factors))
