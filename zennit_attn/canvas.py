@@ -11,6 +11,7 @@ import base64
 import functools
 import html
 import io
+import math
 import os
 import unicodedata
 import warnings
@@ -299,9 +300,13 @@ class Canvas:
         ValueError
             If the resolution is not positive.
         """
+        self.face.check(self.texts())
+        return self.drawn(dpi)
+
+    def drawn(self, dpi: float) -> Image.Image:
+        """Return the picture in a resolution, without a look at its fonts."""
         if not dpi > 0:
             raise ValueError(f"got dpi={dpi}, expected more than 0")
-        self.face.check(self.texts())
         scale = dpi / POINTS_PER_INCH
         image = Image.new("RGB", (round(self.width * scale), round(self.height * scale)), WHITE)
         draw = ImageDraw.Draw(image)
@@ -388,8 +393,10 @@ class Canvas:
 
         path = Path(path)
         kind = path.suffix.lower()
+        if kind in (".png", ".pdf"):
+            self.face.check(self.texts())
         if kind == ".png":
-            self.image(dpi).save(path, dpi=(dpi, dpi))
+            self.drawn(dpi).save(path, dpi=(dpi, dpi))
         elif kind == ".pdf":
             path.write_bytes(document(self, title))
         elif kind in (".svg", ".html"):
@@ -404,6 +411,14 @@ def stretched(pixels: Pixels, size: tuple[int, int], smooth: bool) -> Image.Imag
     sharp = Image.Resampling.NEAREST if enlarges else Image.Resampling.BOX
     image = Image.fromarray(np.ascontiguousarray(pixels))
     return image.resize(size, Image.Resampling.BICUBIC if smooth else sharp)
+
+
+def enlarged(item: Picture) -> Pixels:
+    """Return the pixels of a picture in about 300 per inch, because some viewers blur fewer ones."""
+    size = (item.width * 300 / POINTS_PER_INCH, item.height * 300 / POINTS_PER_INCH)
+    rows, columns = item.pixels.shape[:2]
+    factor = max(math.ceil(size[0] / columns), math.ceil(size[1] / rows))
+    return np.asarray(stretched(item.pixels, (columns * factor, rows * factor), item.smooth))
 
 
 def corners(item: Rectangle | Picture, scale: float) -> tuple[int, int, int, int]:
@@ -455,8 +470,8 @@ def svg_rectangle(root: ElementTree.Element, item: Rectangle) -> None:
 def svg_picture(root: ElementTree.Element, item: Picture) -> None:
     """Add a picture to SVG, as PNG inside of it."""
     file = io.BytesIO()
-    Image.fromarray(np.ascontiguousarray(item.pixels)).save(file, "PNG")
+    Image.fromarray(enlarged(item)).save(file, "PNG", optimize=True)
     at = {"x": number(item.x), "y": number(item.y), "width": number(item.width), "height": number(item.height)}
-    at |= {"preserveAspectRatio": "none", "style": "" if item.smooth else "image-rendering: pixelated"}
+    at["preserveAspectRatio"] = "none"
     at["href"] = f"data:image/png;base64,{base64.b64encode(file.getvalue()).decode()}"
     ElementTree.SubElement(root, "image", at)

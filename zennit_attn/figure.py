@@ -158,17 +158,17 @@ def amount(value: float) -> str:
 
 
 def amounts(values: Array, limit: float) -> list[str]:
-    """Write relevance with as many decimals as a scale needs for two digits; zero, and what is as good as, has no sign.
+    """Write relevance with two decimals, or as many as a scale needs for two digits; without a sign if they are zero.
 
     Examples
     --------
     >>> import numpy as np
     >>> from zennit_attn.figure import amounts
-    >>> amounts(np.array([0.25, -1e-9, -0.031]), 0.25)
-    ['+0.25', '0', '-0.03']
+    >>> amounts(np.array([0.025, -1e-9, -0.0031]), 0.025)
+    ['+0.025', '0', '-0.003']
     """
-    decimals = 2 if not limit else int(1 - np.floor(np.log10(limit)))
-    if not 0 <= decimals <= 6:
+    decimals = max(2, int(1 - np.floor(np.log10(limit or 1.0))))
+    if decimals > 6 or limit >= 1e4:
         return [amount(value) for value in values]
     texts = [f"{value:+.{decimals}f}" for value in values]
     return [text if float(text) else "0" for text in texts]

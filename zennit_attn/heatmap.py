@@ -42,7 +42,7 @@ from .tokens import clean_tokens, is_special, merge, visible, word_starts
 __all__ = ["Heatmap", "TokenHeatmap", "clean_tokens", "images", "imgify", "pdf_heatmap", "tokens", "trace"]
 
 # lengths in units of the size of the text
-CELL, PAD, SPACE, THINNEST = 1.55, 0.22, 0.3, 0.6
+CELL, PAD, SEAM, SPACE, THINNEST, SMALLEST = 1.55, 0.22, 0.05, 0.15, 0.5, 0.75
 
 
 class TokenHeatmap(Heatmap):
@@ -246,15 +246,20 @@ class TokenRows:
             shown,
             written,
         )
-        self.top, self.beyond = 0.0, list[float]()
+        self.top, self.beyond, self.backwards = 0.0, list[float](), is_backwards(words)
+        # room before and after each word; there is hardly any inside of a word
+        starts = {*word_starts(words), len(words)}
+        self.pads = list(pairwise((PAD if index in starts else SEAM) * size for index in range(len(words) + 1)))
 
     def widths(self) -> list[float]:
         """Return the width of each box, which has to hold its word, and its number in each row."""
         size, length = self.size, self.canvas.face.length
-        widths = [max(length(word, size), (THINNEST - 2 * PAD) * size) for word in self.shown]
+        widths = [max(length(word, size), 0.0 if word else THINNEST * size) for word in self.shown]
         for row in self.written:
-            widths = [max(width, length(text, 0.75 * size)) for width, text in zip(widths, row, strict=True)]
-        return [width + 2 * PAD * size for width in widths]
+            # numbers have to be told from their neighbours
+            inner = [length(text, SMALLEST * size) + PAD * size for text in row]
+            widths = [max(pair) for pair in zip(widths, inner, strict=True)]
+        return [width + sum(pad) for width, pad in zip(widths, self.pads, strict=True)]
 
     def draw(self, labels: list[str], rows: list[Array], limits: list[float], title: str) -> None:
         """Draw everything but the scale."""
@@ -266,13 +271,12 @@ class TokenRows:
         canvas.width = left + room + MARGIN
         self.top = with_title(canvas, title, size)
         height = (CELL + 0.85 * bool(self.written)) * size
-        backwards = is_backwards(self.words)
         for line in arrange(self.words, widths, room, SPACE * size):
             for row, label in enumerate(labels):
                 if label:
                     canvas.add(Text(left - 0.8 * size, self.top + (CELL / 2 + MIDDLE) * size, label, size, GREY, "end"))
                 for index, x in line:
-                    x = left + (room - x - widths[index] if backwards else x)
+                    x = left + (room - x - widths[index] if self.backwards else x)
                     self.cell(index, row, rows[row][index], limits[row], (x, self.top, widths[index], height))
                 self.top += height
             self.top += (0.6 if len(rows) > 1 else 0.3) * size
@@ -287,10 +291,11 @@ class TokenRows:
         )
         if is_beyond:
             self.beyond.append(float(value))
-        middle, base, ink = x + width / 2, y + (CELL / 2 + MIDDLE) * size, ink_on(color)
+        before, after = self.pads[index][:: -1 if self.backwards else 1]
+        middle, base, ink = x + (width + before - after) / 2, y + (CELL / 2 + MIDDLE) * size, ink_on(color)
         self.canvas.add(Text(middle, base, self.shown[index], size, ink, "middle"))
         if self.written:
-            self.canvas.add(Text(middle, base + 0.95 * size, self.written[row][index], 0.75 * size, ink, "middle"))
+            self.canvas.add(Text(middle, base + 0.95 * size, self.written[row][index], SMALLEST * size, ink, "middle"))
 
 
 def is_backwards(words: Sequence[str]) -> bool:
@@ -315,7 +320,7 @@ def arrange(words: Sequence[str], widths: Sequence[float], room: float, gap: flo
                 edge = 0.0
             lines[-1].append((index, edge))
             edge += widths[index]
-        if words[end - 1].endswith("\n"):
+        if words[end - 1].endswith("\n") and not "".join(words[end : end + 1]).startswith("\n"):
             lines.append([])
             edge = 0.0
     return [line for line in lines if line]

@@ -44,7 +44,7 @@ def imgify(
     cmap: str | ColorMap = CMAP,
     level: float = 1.0,
     symmetric: bool = True,
-    opacity: float = 0.85,
+    opacity: float = 0.65,
     smooth: bool = False,
 ) -> Image.Image:
     """Return relevance as an image, pixel by pixel, as :func:`zennit.image.imgify` does, or over a picture.
@@ -63,7 +63,7 @@ def imgify(
     cmap, level, symmetric
         As in :func:`zennit.image.imgify`.
     opacity : float
-        Opacity of the strongest relevance over a picture; relevance of zero has none.
+        Opacity of relevance over a picture, from 0 to 1.
     smooth : bool
         Whether to interpolate what is enlarged.
 
@@ -102,7 +102,7 @@ def images(
     vmin: float | None = None,
     vmax: float | None = None,
     symmetric: bool = True,
-    opacity: float = 0.85,
+    opacity: float = 0.65,
     smooth: bool = False,
     title: str = "",
     cmap: str | ColorMap = CMAP,
@@ -384,9 +384,7 @@ def painted(
         return paint(values, *ends)
     values = enlarged(values, picture.shape[:2], smooth)
     grey = np.asarray(Image.fromarray(picture).convert("L"), dtype=np.float64)[..., None]
-    strongest = max(abs(ends[0]), abs(ends[1]))
-    alpha = opacity * (np.abs(values) / strongest).clip(0, 1)[..., None] if strongest else np.zeros_like(grey)
-    mixed: Pixels = (grey * (1 - alpha) + paint(values, *ends) * alpha).round().astype(np.uint8)
+    mixed: Pixels = (grey * (1 - opacity) + paint(values, *ends) * opacity).round().astype(np.uint8)
     return mixed
 
 

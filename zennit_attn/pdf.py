@@ -15,7 +15,21 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from .canvas import POINTS_PER_INCH, Canvas, Color, FontName, Picture, Pixels, Rectangle, Text, load, number, write
+from .canvas import (
+    POINTS_PER_INCH,
+    Canvas,
+    Color,
+    FontName,
+    Picture,
+    Pixels,
+    Rectangle,
+    Text,
+    enlarged,
+    is_right_to_left,
+    load,
+    number,
+    write,
+)
 
 # what a viewer has to be able to show, by the standard
 LONGEST = 14400
@@ -50,7 +64,6 @@ def document(canvas: Canvas, title: str) -> bytes:
             f"got a picture of {canvas.width:.0f} x {canvas.height:.0f} points, of which a page of PDF has at most "
             f"{LONGEST}: give a larger width, explain fewer tokens, or save as .svg or .html."
         )
-    canvas.face.check(canvas.texts())
     page = Page(canvas)
     for item in canvas.items:
         page.draw(item)
@@ -84,12 +97,7 @@ class Page:
         if isinstance(item, Rectangle):
             self.rectangle(item)
         elif isinstance(item, Picture):
-            method = Image.Resampling.BICUBIC
-            pixels = item.pixels
-            if item.smooth:
-                size = tuple(round(side * DPI / 2 / POINTS_PER_INCH) for side in (item.width, item.height))
-                pixels = np.asarray(Image.fromarray(np.ascontiguousarray(pixels)).resize((size[0], size[1]), method))
-            self.place(self.image(pixels), (item.width, 0, 0, item.height), item.x, item.y + item.height)
+            self.place(self.image(enlarged(item)), (item.width, 0, 0, item.height), item.x, item.y + item.height)
         else:
             self.text(item)
 
@@ -152,7 +160,9 @@ class Page:
         else:
             self.place(image, (width, 0, 0, height), x - em, y + em)
         if part.strip():
-            codes = "".join(f"{self.hidden.setdefault(letter, len(self.hidden) + 1):04x}" for letter in part)
+            # what is written from right to left is found in the order in which it is seen
+            shown = part[::-1] if any(map(is_right_to_left, part)) else part
+            codes = "".join(f"{self.hidden.setdefault(letter, len(self.hidden) + 1):04x}" for letter in shown)
             # each of the invisible letters is as wide as it is high
             stretch = 100 * length / (len(part) * item.size)
             self.show(item, "H", f"3 Tr {number(stretch)} Tz", codes, x, y)
