@@ -34,7 +34,7 @@ SHARES: dict[Anchor, float] = {"start": 0.0, "middle": 0.5, "end": 1.0}
 FontName = str | None
 Fonts = str | os.PathLike[str] | Sequence[str | os.PathLike[str]] | None
 
-INK, GREY, LIGHT, WHITE = (26, 30, 38), (86, 94, 106), (206, 211, 218), (255, 255, 255)
+BLACK, INK, GREY, LIGHT, WHITE = (0, 0, 0), (26, 30, 38), (86, 94, 106), (206, 211, 218), (255, 255, 255)
 POINTS_PER_INCH = 72
 # Pillow's own font has hardly more than ASCII; these are tried, by name, for what it has not
 FALLBACKS = ("DejaVuSans.ttf", "NotoSans-Regular.ttf", "NotoSansCJK-Regular.ttc", "Arial Unicode.ttf", "msyh.ttc")
@@ -201,15 +201,15 @@ def contrast(one: Color, other: Color) -> float:
 
 
 def ink_on(color: Color) -> Color:
-    """Return the ink, dark or white, that is easier to read on a colour.
+    """Return the ink, black or white, that is easier to read on a colour.
 
     Examples
     --------
     >>> from zennit_attn.canvas import ink_on
     >>> ink_on((255, 255, 255)), ink_on((178, 24, 43))
-    ((26, 30, 38), (255, 255, 255))
+    ((0, 0, 0), (255, 255, 255))
     """
-    return max((INK, WHITE), key=lambda ink: contrast(ink, color))
+    return max((BLACK, WHITE), key=lambda ink: contrast(ink, color))
 
 
 @dataclass(frozen=True)

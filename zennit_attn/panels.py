@@ -390,7 +390,9 @@ def painted(
 
 def enlarged(values: Array, shape: tuple[int, ...], smooth: bool) -> Array:
     """Return relevance of patches, or of pixels, stretched to the shape of a picture."""
-    if abs(values.shape[0] * shape[1] - values.shape[1] * shape[0]) > max(shape) or max(values.shape) > max(shape):
+    pairs = list(zip(shape, values.shape, strict=True))
+    # a size of patches of which as many fit into each side, with less than one left
+    if not max(1.0, *(side / (count + 1) for side, count in pairs)) <= min(side / count for side, count in pairs):
         raise ValueError(
             f"got relevance of shape {values.shape} for a picture of {shape[0]} x {shape[1]} pixels, expected the same "
             "shape, or that of its patches: crop the picture to what the model saw."
