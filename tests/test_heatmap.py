@@ -1,11 +1,12 @@
 """Heatmaps: what they read, what they draw, and what their files hold."""
 
-import io
 import re
+import sys
 import warnings
 import zlib
 from html.parser import HTMLParser
 from itertools import pairwise
+from pathlib import Path
 from xml.etree import ElementTree
 
 import numpy as np
@@ -23,6 +24,7 @@ from zennit_attn.canvas import GlyphWarning, Picture, Rectangle, Text, contrast,
 from zennit_attn.figure import CMAP, Paint
 from zennit_attn.tokens import ALPHABET, clean_tokens, convention
 
+ROOT = Path(__file__).parent.parent
 TEXTS = [
     "the keys to the old cabinet are lost.",
     "naïve café, 5 € – 你好世界 😀👍🏽 привет\n\tend",
@@ -266,6 +268,7 @@ def test_relevance_of_zero_has_a_picture():
         ({"relevance": ["a", "b"]}, "no array of numbers"),
         ({"skip_first": 2}, "skip_first=2, expected 0 to 1"),
         ({"vmax": 0.0}, "vmax=0.0, expected a positive"),
+        ({"size": 0}, "size=0, expected positive"),
         ({"cmap": "viridis"}, "cmap='viridis', expected one of gray"),
         ({"font": "no-such-font.ttf"}, "font='no-such-font.ttf', which Pillow cannot open"),
     ],
@@ -277,12 +280,12 @@ def test_wrong_arguments(arguments, message):
 
 # ---- files
 
-HOSTILE = ["Ġ<script>alert('&amp;')</script>", "]]>", 'Ġ"q"', "\x00", "\ufffe", "Ġend"]
+HOSTILE = ["Ġ<script>alert('&amp;')</script>", "]]>", 'Ġ"q"', "\x00", "\ufffe\ud800", "Ġend"]
 
 
 @pytest.fixture
 def picture():
-    return heatmap.tokens(HOSTILE, np.arange(6.0), title="<i>&")
+    return heatmap.tokens(HOSTILE, {"r\x01<": np.arange(6.0)}, title="<i>&\x02")
 
 
 def shown(picture):
@@ -554,7 +557,15 @@ def test_upright_text_is_where_it_should_be():
     assert abs(dark[:, 0].max() - (item.y + length / 2)) < 1.5
 
 
-def test_files_of_pillow_can_be_opened(tmp_path):
-    file = io.BytesIO()
-    heatmap.imgify(np.eye(3)).save(file, "PNG")
-    assert Image.open(file).size == (3, 3)
+def test_what_the_documentation_shows(tmp_path, monkeypatch):
+    text = (ROOT / "docs" / "heatmaps.md").read_text(encoding="utf-8")
+    code = "".join(re.findall(r"```python\n(.*?)```", text, re.DOTALL))
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    exec(code.replace('"docs/', f'"{tmp_path.as_posix()}/'), {})
+    pictures = re.findall(r"\]\((\w+\.png)\)", text)
+    assert len(pictures) == 3
+    for name in pictures:
+        with Image.open(tmp_path / name) as made, Image.open(ROOT / "docs" / name) as shown:
+            # versions of FreeType hint letters in their own way
+            assert made.size == pytest.approx(shown.size, rel=0.02)

@@ -4,7 +4,7 @@
 ``input_x_gradient`` converts any composite of zennit to the fast Input x Gradient form. Start with the README.
 """
 
-from . import targets
+from . import heatmap, targets
 from .adapters import ModelAdapter
 from .attribution import InputXGradient
 from .canonizers import FunctionCanonizer, MultiheadAttentionCanonizer
@@ -23,6 +23,7 @@ __all__ = [
     "ModelAdapter",
     "MultiheadAttentionCanonizer",
     "__version__",
+    "heatmap",
     "input_x_gradient",
     "load_composite",
     "register_operator",

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from zennit.cmap import ColorMap
 
-from .canvas import GREY, LIGHT, Canvas, Fonts, Picture, Pixels, Rectangle, Text, Typeface
+from .canvas import GREY, LIGHT, Canvas, Fonts, Picture, Pixels, Rectangle, Text
 from .figure import (
     CMAP,
     LEADING,
@@ -24,6 +24,7 @@ from .figure import (
     as_array,
     checked_limit,
     largest,
+    page,
     with_scale,
     with_title,
 )
@@ -88,7 +89,8 @@ def trace(
         raise ValueError(f"got relevance of shape {values.shape}, expected (rows, columns): sum over other axes")
     checked_limit(vmax)
     names = [axis_labels("rows", rows, values.shape[0]), axis_labels("columns", columns, values.shape[1])]
-    canvas = Canvas(width, 0.0, Typeface(font, [*names[0], *names[1], title, row_title, column_title]))
+    title, row_title, column_title = map(visible, (title, row_title, column_title))
+    canvas = page(width, size, font, [*names[0], *names[1], title, row_title, column_title])
     limit = vmax or largest(values)
     paint = Paint(cmap, level)
     top = draw_axes(canvas, paint(values, -limit, limit), names, (row_title, column_title), (title, size))

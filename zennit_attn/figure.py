@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -16,10 +17,12 @@ from .canvas import (
     GREY,
     LIGHT,
     Canvas,
+    Fonts,
     Picture,
     Pixels,
     Rectangle,
     Text,
+    Typeface,
     ink_on,
 )
 
@@ -172,6 +175,19 @@ def amounts(values: Array, limit: float) -> list[str]:
         return [amount(value) for value in values]
     texts = [f"{value:+.{decimals}f}" for value in values]
     return [text if float(text) else "0" for text in texts]
+
+
+def page(width: float, size: float, font: Fonts, texts: Iterable[str]) -> Canvas:
+    """Return an empty canvas, with a font for texts.
+
+    Raises
+    ------
+    ValueError
+        If a size is not positive.
+    """
+    if not (np.isfinite([width, size]).all() and width > 0 and size > 0):
+        raise ValueError(f"got width={width} and size={size}, expected positive numbers of points")
+    return Canvas(width, 0.0, Typeface(font, texts))
 
 
 def with_title(canvas: Canvas, title: str, size: float) -> float:

@@ -18,7 +18,7 @@ import numpy as np
 from zennit.cmap import ColorMap
 
 from .axes import trace
-from .canvas import GREY, INK, Canvas, Color, Fonts, Rectangle, Text, Typeface, ink_on, is_right_to_left
+from .canvas import GREY, INK, Canvas, Color, Fonts, Rectangle, Text, ink_on, is_right_to_left
 from .figure import (
     CMAP,
     MARGIN,
@@ -33,6 +33,7 @@ from .figure import (
     as_array,
     checked_limit,
     largest,
+    page,
     with_scale,
     with_title,
 )
@@ -86,7 +87,7 @@ class TokenHeatmap(Heatmap):
         for (label, values), limit in zip(self.relevance.items(), self.limits, strict=True):
             colors = self.paint(values, -limit, limit)
             parts = [ansi(word, tuple(color.tolist()), colored) for word, color in zip(self.words, colors, strict=True)]
-            head = f"{visible(label)}: " if label else ""
+            head = f"{label}: " if label else ""
             rows.append(f"{head}{''.join(parts).removeprefix(' ')}  [{amount(-limit)} to {amount(limit)}]")
         return "\n".join(rows)
 
@@ -177,7 +178,8 @@ def tokens(
     labels = [label if shared else f"{label} ±{limit:.3g}".strip() for label, limit in zip(rows, limits, strict=True)]
     shown = [visible(word) for word in words]
     written = [amounts(values, limit) for values, limit in zip(rows.values(), limits, strict=True)] if numbers else []
-    canvas = Canvas(width, 0.0, Typeface(font, [*shown, *labels, title]))
+    title = visible(title)
+    canvas = page(width, size, font, [*shown, *labels, title])
     paint = Paint(cmap, level)
     drawing = TokenRows(canvas, size, paint, words, shown, written)
     drawing.draw(labels, list(rows.values()), limits, title)
@@ -190,7 +192,10 @@ def tokens(
 def checked_rows(relevance: Any, count: int) -> dict[str, Array]:
     """Return rows of relevance by their labels, each of shape ``(count,)``."""
     rows = dict(relevance) if isinstance(relevance, Mapping) else {"": relevance}
-    arrays = {str(label): as_array(values, f"relevance {label!r}".replace(" ''", "")) for label, values in rows.items()}
+    arrays = {
+        visible(str(label)): as_array(values, f"relevance {label!r}".replace(" ''", ""))
+        for label, values in rows.items()
+    }
     for label, values in arrays.items():
         if values.shape != (count,) or not count:
             raise ValueError(

@@ -11,7 +11,7 @@ import numpy as np
 from PIL import Image
 from zennit.cmap import ColorMap
 
-from .canvas import GREY, LIGHT, Canvas, Fonts, Picture, Pixels, Rectangle, Text, Typeface
+from .canvas import GREY, LIGHT, Canvas, Fonts, Picture, Pixels, Rectangle, Text
 from .figure import (
     CMAP,
     LEADING,
@@ -27,9 +27,11 @@ from .figure import (
     amount,
     as_array,
     largest,
+    page,
     with_scale,
     with_title,
 )
+from .tokens import visible
 
 # the widest panel in points, and the room between panels in units of the size of the text
 WIDEST, GAP = 150.0, 0.6
@@ -154,7 +156,7 @@ def images(
     shape = shape_of(len(planes), grid or shape, rows, columns)
     pixels, _ = ([None], None) if pictures is None else flattened(listed(pictures, as_pixels), "pictures")
     pixels = filled("pictures", pixels * (len(planes) if len(pixels) == 1 else 1), len(planes))
-    below, _ = ([""], None) if labels is None else flattened(listed(labels, str), "labels")
+    below, _ = ([""], None) if labels is None else flattened(listed(labels, shown), "labels")
     below = filled("labels", below * (len(planes) if labels is None else 1), len(planes))
     known = [values for values in planes if values is not None]
     if not known:
@@ -169,9 +171,9 @@ def images(
         drawn = picture if values is None else painted(values, picture, ends, paint, opacity, smooth)
         scale = f"±{ends[1]:.3g}" if -ends[0] == ends[1] else f"{amount(ends[0])} to {amount(ends[1])}"
         panels.append((drawn, [label] * bool(label) + [scale] * (not shared and values is not None)))
-    texts = [title, *(rows or ()), *(columns or ()), *(line for _, lines in panels for line in lines)]
-    canvas = Canvas(width, 0.0, Typeface(font, texts))
-    top = Grid(canvas, panels, shape, list(rows or ()), list(columns or ()), size, smooth).draw(title)
+    title, heads, tops = shown(title), list(map(shown, rows or ())), list(map(shown, columns or ()))
+    canvas = page(width, size, font, [title, *heads, *tops, *(line for _, lines in panels for line in lines)])
+    top = Grid(canvas, panels, shape, heads, tops, size, smooth).draw(title)
     note = "" if any(values.any() for values in known) else "all relevance is zero"
     with_scale(canvas, top, size, paint, limits[0] if shared else None, note)
     return Heatmap(canvas, title)
@@ -255,6 +257,11 @@ class Grid:
             y = top + height + (1 + LEADING * place) * small
             self.canvas.add(Text(middle, y, text, small, GREY, "middle"))
         return top + height + (LEADING * len(lines) + 0.2 * bool(lines)) * small
+
+
+def shown(label: Any) -> str:
+    """Return a label as it is to be drawn."""
+    return visible(str(label))
 
 
 def framed(pixels: Pixels, box: tuple[float, float, float, float], smooth: bool) -> tuple[Picture, Rectangle]:

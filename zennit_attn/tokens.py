@@ -129,13 +129,18 @@ def is_byte_level(tokens: Sequence[str]) -> bool:
 
 def letters(token: str) -> bytes:
     """Return the bytes of a token of byte-level BPE; added tokens are plain text."""
-    return bytes(ALPHABET[letter] for letter in token) if set(token) <= ALPHABET.keys() else token.encode()
+    return bytes(ALPHABET[letter] for letter in token) if set(token) <= ALPHABET.keys() else encoded(token)
 
 
 def piece(token: str) -> bytes:
     """Return the bytes of a token of SentencePiece."""
     byte = BYTE.fullmatch(token)
-    return bytes([int(byte[1], 16)]) if byte else (token if is_special(token) else token.replace(SPACE, " ")).encode()
+    return bytes([int(byte[1], 16)]) if byte else encoded(token if is_special(token) else token.replace(SPACE, " "))
+
+
+def encoded(text: str) -> bytes:
+    """Return the bytes of a text, also of half a character, which becomes bytes that are no text."""
+    return text.encode(errors="surrogatepass")
 
 
 def joined(chunks: Sequence[bytes]) -> list[str]:
