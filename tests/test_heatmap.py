@@ -534,6 +534,14 @@ def test_a_trace_has_its_colours_labels_and_axes(tmp_path):
     assert {"token", "the", "layer"} <= set(pdf_text((tmp_path / "x.pdf").read_bytes()))
 
 
+def test_values_beyond_the_scale_are_counted():
+    note = "1 of 4 values are beyond the scale: all are -1 to +9"
+    values = np.array([[0.0, -1.0], [1.0, 9.0]])
+    assert note in " ".join(texts(heatmap.trace(values, vmax=2)))
+    assert note in " ".join(texts(heatmap.images([values], vmax=2)))
+    assert "beyond" not in " ".join(texts(heatmap.images([values])))
+
+
 def test_labels_that_have_no_room_are_left_out():
     picture = heatmap.trace(np.ones((300, 200)), [f"w{i}" for i in range(300)])
     labels = [item for item in picture.canvas.items if isinstance(item, Text) and item.text.startswith("w")]

@@ -6,7 +6,6 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
 from zennit.cmap import ColorMap
 
 from .canvas import GREY, LIGHT, Canvas, Fonts, Picture, Pixels, Rectangle, Text
@@ -24,6 +23,7 @@ from .figure import (
     as_array,
     checked_limit,
     largest,
+    note_on,
     page,
     with_scale,
     with_title,
@@ -94,9 +94,7 @@ def trace(
     limit = vmax or largest(values)
     paint = Paint(cmap, level)
     top = draw_axes(canvas, paint(values, -limit, limit), names, (row_title, column_title), (title, size))
-    beyond = int((np.abs(values) > limit).sum())
-    note = f"{beyond} values beyond the scale, up to {largest(values):.3g}" if beyond else ""
-    with_scale(canvas, top, size, paint, (-limit, limit), note if values.any() else "all relevance is zero")
+    with_scale(canvas, top, size, paint, (-limit, limit), note_on(values, -limit, limit))
     return Heatmap(canvas, title)
 
 

@@ -40,6 +40,8 @@ POINTS_PER_INCH = 72
 FALLBACKS = ("DejaVuSans.ttf", "NotoSans-Regular.ttf", "NotoSansCJK-Regular.ttc", "Arial Unicode.ttf", "msyh.ttc")
 # size at which text is measured: large, so that hinting does not count
 MEASURE = 200
+# how many times larger letters are drawn than they are to be
+FINE = 4
 
 
 class GlyphWarning(UserWarning):
@@ -317,24 +319,25 @@ class Canvas:
                 left, top, right, bottom = corners(item, scale)
                 image.paste(stretched(item.pixels, (right - left, bottom - top), item.smooth), (left, top))
             else:
-                self.draw_text(image, draw, item, scale)
+                self.draw_text(image, item, scale)
         return image
 
-    def draw_text(self, image: Image.Image, draw: ImageDraw.ImageDraw, item: Text, scale: float) -> None:
-        """Draw a text on an image."""
-        x, y, pixels = item.x * scale, item.y * scale, max(round(item.size * scale), 1)
-        runs = self.face.runs(item.text)
-        # hinting makes the width another one than what was measured
-        length = sum(load(name, pixels).getlength(part) for name, part in runs)
-        before = SHARES[item.anchor] * length
-        if not item.upright:
-            write(draw, (x - before, y), runs, pixels, item.color)
-            return
-        mask = Image.new("L", (round(length) + 2 * pixels, 3 * pixels))
-        write(ImageDraw.Draw(mask), (pixels, 2 * pixels), runs, pixels, 255)
-        mask = mask.rotate(90, expand=True)
-        # turned, the base line is two sizes from the left, and the text starts one size above the lower end
-        image.paste(item.color, (round(x) - 2 * pixels, round(y + before) - mask.height + pixels), mask)
+    def draw_text(self, image: Image.Image, item: Text, scale: float) -> None:
+        """Draw a text on an image, from letters that are larger, because small ones are hinted to other widths."""
+        runs, size = self.face.runs(item.text), max(round(item.size * scale * FINE), 1)
+        length = sum(load(name, size).getlength(part) for name, part in runs)
+        # along the text, which runs to the right or up, and across it, in small pixels
+        start = (-item.y if item.upright else item.x) * scale * FINE - SHARES[item.anchor] * length
+        base = (item.x if item.upright else item.y) * scale * FINE
+        before, above = (math.floor((value - 2 * size) / FINE) for value in (start, base))
+        shape = (math.ceil((length + 4 * size) / FINE + 1) * FINE, math.ceil(3 * size / FINE + 1) * FINE)
+        mask = Image.new("L", shape)
+        write(ImageDraw.Draw(mask), (start - before * FINE, base - above * FINE), runs, size, 255)
+        if item.upright:
+            mask = mask.rotate(90, expand=True)
+        mask = mask.reduce(FINE)
+        # the lower end of a turned mask is where the text starts
+        image.paste(item.color, (above, -before - mask.height) if item.upright else (before, above), mask)
 
     def svg(self) -> str:
         """Return the picture as SVG, whose text can be selected, and which takes fonts from the viewer."""

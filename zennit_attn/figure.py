@@ -177,6 +177,15 @@ def amounts(values: Array, limit: float) -> list[str]:
     return [text if float(text) else "0" for text in texts]
 
 
+def note_on(values: Array, low: float, high: float) -> str:
+    """Say what has to be known of values and a scale: that all are zero, or that some are beyond it."""
+    if not values.any():
+        return "all relevance is zero"
+    count = int(((values < low) | (values > high)).sum())
+    span = f"{amount(float(values.min()))} to {amount(float(values.max()))}"
+    return f"{count} of {values.size} values are beyond the scale: all are {span}" if count else ""
+
+
 def page(width: float, size: float, font: Fonts, texts: Iterable[str]) -> Canvas:
     """Return an empty canvas, with a font for texts.
 

@@ -43,7 +43,7 @@ from .tokens import clean_tokens, is_special, merge, visible, word_starts
 __all__ = ["Heatmap", "TokenHeatmap", "clean_tokens", "images", "imgify", "pdf_heatmap", "tokens", "trace"]
 
 # lengths in units of the size of the text
-CELL, PAD, SEAM, SPACE, THINNEST, SMALLEST = 1.55, 0.22, 0.05, 0.15, 0.5, 0.75
+CELL, PAD, SEAM, SPACE, THINNEST, SMALLEST = 1.55, 0.22, 0.02, 0.15, 0.5, 0.75
 
 
 class TokenHeatmap(Heatmap):

@@ -27,6 +27,7 @@ from .figure import (
     amount,
     as_array,
     largest,
+    note_on,
     page,
     with_scale,
     with_title,
@@ -174,7 +175,8 @@ def images(
     title, heads, tops = shown(title), list(map(shown, rows or ())), list(map(shown, columns or ()))
     canvas = page(width, size, font, [title, *heads, *tops, *(line for _, lines in panels for line in lines)])
     top = Grid(canvas, panels, shape, heads, tops, size, smooth).draw(title)
-    note = "" if any(values.any() for values in known) else "all relevance is zero"
+    everything = np.concatenate([values.ravel() for values in known])
+    note = note_on(everything, *(limits[0] if shared else (-np.inf, np.inf)))
     with_scale(canvas, top, size, paint, limits[0] if shared else None, note)
     return Heatmap(canvas, title)
 
