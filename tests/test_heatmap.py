@@ -22,7 +22,7 @@ from zennit.image import CMAPS
 from zennit_attn import heatmap
 from zennit_attn.canvas import GlyphWarning, Picture, Rectangle, Text, contrast, ink_on
 from zennit_attn.figure import CMAP, Paint
-from zennit_attn.tokens import ALPHABET, clean_tokens, convention
+from zennit_attn.tokens import ALPHABET, clean_tokens, convention, visible
 
 ROOT = Path(__file__).parent.parent
 TEXTS = [
@@ -104,6 +104,11 @@ def test_the_alphabet_of_bytes_is_that_of_tokenizers():
 )
 def test_conventions(tokens, kind):
     assert convention(tokens) == kind
+
+
+def test_joiners_are_kept_and_what_reorders_text_is_not():
+    assert visible(" 👩\u200d🚀") == "👩\u200d🚀"
+    assert visible("a\u202eb\u2028") == r"a\u202eb\u2028"
 
 
 def test_the_vocabulary_tells_the_convention(byte_level):
@@ -434,7 +439,9 @@ def test_lxt_calls_work_unchanged(tmp_path):
 def test_channels_are_summed_and_patches_enlarged():
     relevance = torch.randn(3, 2, 2)
     plain = np.asarray(heatmap.imgify(relevance))
-    np.testing.assert_array_equal(plain, np.asarray(heatmap.imgify(relevance.sum(0))))
+    for scale in (None, 1.0):
+        summed = heatmap.imgify(relevance.sum(0), vmax=scale)
+        np.testing.assert_array_equal(np.asarray(heatmap.imgify(relevance, vmax=scale)), np.asarray(summed))
     picture = np.full((8, 8), 0.2)
     mixed = np.asarray(heatmap.imgify(relevance, picture, opacity=0.5)).astype(int)
     expected = 0.5 * np.kron(plain, np.ones((4, 4, 1))) + 0.5 * 51
