@@ -164,7 +164,7 @@ def test_the_table_and_the_dictionary():
 
 def test_a_deep_model_prints_one_line_for_each_kind():
     deep = Ledger(1.0, {"input": 0.5}, {(f"layer{number}", "bias"): 0.01 for number in range(50)})
-    assert str(deep).splitlines()[1].split() == ["(the", "model)", "bias", "+0.5", "+50.00%"]
+    assert str(deep).splitlines()[1].split() == ["(all", "modules)", "bias", "+0.5", "+50.00%"]
 
 
 def test_a_ledger_needs_operator_rules():

@@ -28,6 +28,12 @@ def test_python_blocks_run_one_after_the_other(tmp_path):
     assert done.returncode == 0, done.stderr
     assert "keys" in done.stdout
     assert "patch_embedding" in done.stdout
+    # what the README shows of it; the numbers themselves may differ in their last digits
+    printed = [line.split() for line in done.stdout.splitlines()]
+    for kind, text in BLOCKS:
+        for line in text.splitlines() if kind == "text" else ():
+            *names, _, share = line.split()
+            assert any(got[:-2] == names and got[-1] == share for got in printed), line
 
 
 def test_toml_blocks_are_composites(tmp_path):
@@ -73,4 +79,15 @@ def test_no_figure_is_left_to_fill_in():
 
 
 def test_there_are_no_other_kinds_of_blocks():
-    assert {kind for kind, _ in BLOCKS} == {"shell", "python", "toml"}
+    assert {kind for kind, _ in BLOCKS} == {"shell", "python", "toml", "text"}
+
+
+@pytest.mark.parametrize("page", ["rules.md"])
+def test_python_blocks_of_the_pages_run(page):
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / page).read_text(encoding="utf-8"), re.DOTALL)
+    assert blocks
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONWARNINGS": "error"}
+    done = subprocess.run(
+        [sys.executable, "-c", "\n".join(blocks)], env=environment, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr

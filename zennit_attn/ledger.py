@@ -102,7 +102,8 @@ class Ledger:
         """
         found: list[tuple[tuple[str, str], float]]
         found = [((name, "input"), value) for name, value in self.inputs.items()]
-        found += [((name or "(the model)", kind), value) for (name, kind), value in self.by_module(depth).items()]
+        outermost = "(all modules)" if depth == 0 else "(the model)"
+        found += [((name or outermost, kind), value) for (name, kind), value in self.by_module(depth).items()]
         found += [(("", "remainder"), self.remainder), (("", "explained"), self.explained)]
         whole = self.explained or 1.0
         rows = [(name, kind, f"{value:+.6g}", f"{value / whole:+.2%}") for (name, kind), value in found]
