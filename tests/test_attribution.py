@@ -293,6 +293,37 @@ def test_a_batch_with_two_inputs_needs_the_name_of_one():
         InputXGradient(Both(), fast())(batch)
     _, relevance = InputXGradient(Both(), fast(), argument="pixel_values")(batch)
     torch.testing.assert_close(relevance, batch["pixel_values"])
+    _, both = InputXGradient(Both(), fast(), argument=("pixel_values", "inputs_embeds"))(batch)
+    assert both.keys() == batch.keys()
+    for name, value in batch.items():
+        torch.testing.assert_close(both[name], value)
+
+
+def test_both_sides_of_an_encoder_decoder_are_explained_together():
+    """CP-LRP on T5, which adds no constants: what encoder and decoder get adds up to the logit."""
+    model = models.t5().double().eval()
+    batch = {"input_ids": IDS, "decoder_input_ids": torch.tensor([[0, 4, 9], [0, 6, 1]])}
+    batch |= {"attention_mask": torch.ones_like(IDS), "decoder_attention_mask": torch.tensor([[1, 1, 0], [1, 1, 1]])}
+    names = ("input_ids", "decoder_input_ids")
+    output, relevance = InputXGradient(model, fast(CPLRPComposite(strict=True)), argument=names)(
+        batch, targets.MaxLogit()
+    )
+    assert {name: value.shape for name, value in relevance.items()} == {name: batch[name].shape for name in names}
+    # the last position that is no padding
+    logits = output.logits.detach()[[0, 1], [1, 2]].max(-1)[0]
+    torch.testing.assert_close(sum(value.sum(1) for value in relevance.values()), logits, rtol=1e-9, atol=0)
+    assert relevance["decoder_input_ids"][0, 2] == 0
+
+
+def test_an_input_of_several_that_has_no_part_is_an_error():
+    class Half(torch.nn.Module):
+        def forward(self, pixel_values, inputs_embeds):
+            return pixel_values.flatten(1) + torch.softmax(inputs_embeds.sum(1), -1) @ torch.eye(4)
+
+    batch = {"pixel_values": torch.randn(2, 2, 2), "inputs_embeds": torch.randn(2, 3, 4)}
+    attributor = InputXGradient(Half(), fast(CPLRPComposite()), argument=("pixel_values", "inputs_embeds"))
+    with pytest.raises(RuntimeError, match=r"input inputs_embeds[\s\S]*CP-LRP"):
+        attributor(batch)
 
 
 def test_relevance_of_a_module_that_returns_a_model_output():

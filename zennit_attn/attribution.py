@@ -212,12 +212,21 @@ class InputXGradient(Attributor):
             signals = self.signals(tensor, weights, [*sources, *(leaf for _, leaf in constants)])
         for (place, leaf), signal in zip(constants, signals[len(sources) :], strict=True):
             recorder.note(place, leaf, signal)  # type: ignore[union-attr]
-        relevances = iter([relevance_of(value, signal) for value, signal in zip(sources, signals, strict=False)])
-        inner = dict(zip(captured, relevances, strict=False))
+        parts = iter(zip(sources, signals, strict=False))
+        inner = {name: relevance_of(*next(parts)) for name in captured}
         for wanted in self.modules:
             if not any(fnmatch.fnmatchcase(key.split("#")[0], wanted) for key in inner):
                 raise ValueError(f"modules got {wanted!r}, which has no output that depends on the input as a tensor")
-        inputs = {name: [next(relevances) for _ in found] for name, found in leaves.items()}
+        inputs = {}
+        for name, found in leaves.items():
+            pairs = [next(parts) for _ in found]
+            if all(signal is None for _, signal in pairs):
+                raise RuntimeError(
+                    f"the explained output does not depend on the input{'' if name is None else ' ' + name}; expected "
+                    "a path from one to the other. Is the model in inference mode, its input detached, or are all "
+                    "paths constants under these rules, as attention weights are under CP-LRP?"
+                )
+            inputs[name] = [relevance_of(*pair) for pair in pairs]
         return Propagated(output, relevance_of(tensor, weights), inputs, inner)
 
     def weights(self, output: Tensor, attr_output_fn: Any, mask: Tensor | None) -> Tensor:
@@ -229,27 +238,18 @@ class InputXGradient(Attributor):
             weights = divide(relevance.to(output.dtype).expand_as(output), output)
         return weights if self.create_graph else weights.detach()
 
-    def signals(self, output: Tensor, weights: Tensor, sources: list[Tensor]) -> list[Tensor]:
-        """Return the gradient at each source."""
-        gradients: tuple[Tensor | None, ...] = (None,) * len(sources)
-        if output.requires_grad:
-            gradients = torch.autograd.grad(
-                output,
-                sources,
-                weights,
-                create_graph=self.create_graph,
-                retain_graph=self.retain_graph,
-                allow_unused=True,
-            )
-        if all(gradient is None for gradient in gradients):
-            raise RuntimeError(
-                "the explained output does not depend on the input; expected a path from one to the other. Is the "
-                "model in inference mode, or its input detached?"
-            )
-        return [
-            torch.zeros_like(source) if gradient is None else gradient
-            for source, gradient in zip(sources, gradients, strict=True)
-        ]
+    def signals(self, output: Tensor, weights: Tensor, sources: list[Tensor]) -> tuple[Tensor | None, ...]:
+        """Return the gradient at each source, None where the output does not depend on it."""
+        if not output.requires_grad:
+            return (None,) * len(sources)
+        return torch.autograd.grad(
+            output,
+            sources,
+            weights,
+            create_graph=self.create_graph,
+            retain_graph=self.retain_graph,
+            allow_unused=True,
+        )
 
     @contextmanager
     def capture(self) -> Iterator[dict[str, Tensor]]:
@@ -299,8 +299,9 @@ def target_mask(model: Any, rest: Mapping[str, Any]) -> Tensor | None:
     return rest.get("attention_mask")
 
 
-def relevance_of(value: Tensor, signal: Tensor) -> Tensor:
-    """Return input times gradient in float32 or better, of the shape of both."""
+def relevance_of(value: Tensor, signal: Tensor | None) -> Tensor:
+    """Return input times gradient in float32 or better, of the shape of both; zero where there is no gradient."""
+    signal = torch.zeros_like(value) if signal is None else signal
     dtype = torch.float64 if value.dtype == torch.float64 else torch.float32
     relevance = value.to(dtype) * signal.to(dtype)
     return relevance if signal.requires_grad else relevance.detach()
