@@ -6,7 +6,7 @@ import torch.nn.functional as F
 import transformers
 from zennit.composites import NameMapComposite
 
-from zennit_attn import AttnLRPComposite, CPLRPComposite, input_x_gradient
+from zennit_attn import AttnLRPComposite, CPLRPComposite, input_x_gradient, register_operator
 from zennit_attn.rules import SelectiveScan
 
 from . import oracle
@@ -312,3 +312,31 @@ def test_state_spaces_conserve(kind, form):
     relevance, logit = explain(model, CPLRPComposite(strict=True), randn(2, 6, WIDTH), form)
     # transformers computes decays and logits in float32
     torch.testing.assert_close(relevance.sum((1, 2)), logit.double(), rtol=1e-5, atol=0)
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# Rules of one's own
+# --------------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("rule", BOTH)
+def test_a_decorated_rule_is_one_in_both_forms(rule, form):
+    def smaller(*inputs):
+        """A function of its own, so that no other test sees the rule."""
+        if torch.overrides.has_torch_function(inputs):
+            return torch.overrides.handle_torch_function(smaller, inputs, *inputs)
+        return torch.hypot(*inputs)
+
+    @register_operator(smaller)
+    def squares(function, args, kwargs):
+        value = function(*(argument.detach() for argument in args))
+        return sum(argument * (argument.detach() / value) for argument in args)
+
+    assert squares.__name__ == "squares"
+    a, b = tensors((3, 4), (3, 4))
+
+    def expected(relevance):
+        return [relevance * a**2 / (a**2 + b**2), relevance * b**2 / (a**2 + b**2)]
+
+    check(smaller, [a, b], rule, form, expected)

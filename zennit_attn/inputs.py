@@ -55,6 +55,13 @@ def split_input(
     return {name: input[name] for name in names}, {key: item for key, item in input.items() if key not in names}
 
 
+def single_input(input: Any, argument: str | None = None) -> tuple[str | None, Tensor, dict[str, Any]]:
+    """Return the name of the one explained argument, its value, and the other arguments, see :func:`split_input`."""
+    given, rest = split_input(input, argument)
+    ((name, value),) = given.items()
+    return name, value, rest
+
+
 @contextmanager
 def leaves_of(model: torch.nn.Module, given: Mapping[str | None, Tensor]) -> Iterator[tuple[dict[Any, Tensor], Leaves]]:
     """Yield what to call the model with, and the leaves that the call makes.
