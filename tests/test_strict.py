@@ -4,6 +4,7 @@ import warnings
 
 import pytest
 import torch
+import transformers
 import zennit.rules
 from zennit.composites import LayerMapComposite, NameMapComposite
 
@@ -81,6 +82,38 @@ def test_presets_apply_each_of_their_rules(make, form):
         x = torch.randn(1, 3, 32, 32) if make is models.hf_vit else torch.randn(1, 5, WIDTH)
         rest = {"decoder_input_ids": torch.tensor([[0, 1]])} if make is models.t5 else {}
         models.logits_of(model, x.requires_grad_(), **rest)
+
+
+def test_a_presets_own_rule_of_a_module_that_is_not_called_is_no_mistake():
+    model = Tied()
+    model.activation = torch.nn.ModuleDict({"spare": transformers.activations.NewGELUActivation()})
+    with input_x_gradient(AttnLRPComposite(epsilon=1e-6, strict=True)).context(model):
+        model(torch.randn(2, 4, requires_grad=True))
+
+
+class Discards(torch.nn.Module):
+    """A NaN that nobody uses, as in rows of an attention that are masked altogether."""
+
+    def __init__(self, used):
+        super().__init__()
+        self.layer, self.used = torch.nn.Linear(4, 4), used
+
+    def forward(self, x):
+        hidden = self.layer(torch.cat([x, torch.full_like(x, float("nan"))], 1))
+        return hidden if self.used else hidden[:, : x.shape[1]]
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_a_nan_that_is_thrown_away_is_none(form):
+    x = torch.randn(2, 3, 4, requires_grad=True)
+    with in_form(AttnLRPComposite(strict=True), form).context(Discards(used=False)) as model:
+        model(x).sum().backward()
+    assert x.grad.isfinite().all()
+    with (
+        in_form(AttnLRPComposite(strict=True), form).context(Discards(used=True)) as model,
+        pytest.raises(NotFiniteError, match="forward"),
+    ):
+        model(x)[:, 3:].backward(torch.full((2, 3, 4), float("nan")))
 
 
 class Overflows(torch.nn.Module):

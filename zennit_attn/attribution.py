@@ -177,8 +177,8 @@ class InputXGradient(Attributor):
         found = self.propagate(given, rest, attr_output_fn)
         if not all(bool(part.isfinite().all()) for parts in found.inputs.values() for part in parts):
             # once more, with a look at every module
-            with watch(self.model):
-                self.propagate(given, rest, attr_output_fn)
+            with watch(self.model) as check_output:
+                check_output(self.propagate(given, rest, attr_output_fn).output)
             raise NotFiniteError(
                 "got relevance that is not finite, with finite signals at every module; expected a model that embeds "
                 "its input in a module, and inputs that are finite."

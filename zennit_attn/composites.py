@@ -21,7 +21,7 @@ from .canonizers import FunctionCanonizer, MultiheadAttentionCanonizer
 from .parameters import check_flag, check_number, nearest, parameters_of
 from .registration import ScopedComposite, is_registered, refuse_hidden
 from .roles import ROLES, is_linear, role
-from .rules import CPLRP, AttnLRP, Epsilon, Gamma, Identity, Operators, SelectiveScan
+from .rules import CPLRP, AttnLRP, Epsilon, Gamma, Identity, Operators, Rule, SelectiveScan
 
 Map = Sequence[tuple[Any, Hook]]
 
@@ -93,7 +93,7 @@ class TransformerComposite(ScopedComposite):
         """Return the preset's own rules by role, each of which has to fit a module of the model."""
         return []
 
-    def own_layer_rule(self, name: str, module: torch.nn.Module) -> Hook | None:
+    def own_layer_rule(self, name: str, module: torch.nn.Module) -> Rule | None:
         """Return the preset's own rule of a module that no map fits."""
         if type(module).__name__ in ELEMENTARY_ACTIVATIONS and next(module.children(), None) is None:
             return Identity()
@@ -116,7 +116,10 @@ class TransformerComposite(ScopedComposite):
         for roles, rule in self.own_role_map():
             if place in roles:
                 return rule
-        return self.own_layer_rule(name, module)
+        own = self.own_layer_rule(name, module)
+        if own is not None:
+            own.optional = True
+        return own
 
     def register(self, module: torch.nn.Module) -> None:
         """Apply the composite to a model, see :meth:`ScopedComposite.register`.
@@ -270,7 +273,7 @@ class _LanguagePreset(TransformerComposite):
         self.epsilon = check_number("epsilon", epsilon)
         super().__init__(self.rule(strict=check_flag("strict", strict)), layer_map, name_map, role_map, canonizers)
 
-    def own_layer_rule(self, name: str, module: torch.nn.Module) -> Hook | None:
+    def own_layer_rule(self, name: str, module: torch.nn.Module) -> Rule | None:
         """Return ε for linear layers."""
         return Epsilon(self.epsilon) if is_linear(module) else super().own_layer_rule(name, module)
 
@@ -396,7 +399,7 @@ class GammaViTComposite(TransformerComposite):
             (("qkv", "projection"), Epsilon(self.epsilon)),
         ]
 
-    def own_layer_rule(self, name: str, module: torch.nn.Module) -> Hook | None:
+    def own_layer_rule(self, name: str, module: torch.nn.Module) -> Rule | None:
         """Return γ for the head, if the model has one, and ε for linear layers without a role."""
         if role(name, module) == "head":
             return Gamma(self.head_gamma, self.stabilizer)

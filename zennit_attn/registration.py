@@ -81,7 +81,7 @@ class ScopedComposite(Composite):
                     self.hook_refs.add(rule)
                     handles = rule.register(child)
                     self.handles.append(_Owned(rule, handles))
-                    if handles:
+                    if handles and not rule.optional:
                         rules.setdefault(repr(rule), []).append((name, rule))
             self.handles.append(ForwardHandle(module, look_for_unused(module, rules, self.strict)))
         except BaseException:

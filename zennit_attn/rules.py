@@ -14,7 +14,7 @@ from __future__ import annotations
 import copy
 import weakref
 from collections.abc import Callable
-from contextlib import nullcontext
+from functools import partial
 from types import MappingProxyType
 from typing import Any, ClassVar
 
@@ -62,6 +62,8 @@ class Rule(Hook):
     form: Form = "relevance"
     #: Whether the rule was applied in a forward; the composite asks for it after each.
     fired: bool = False
+    #: Whether it may go without: a preset's own rule, of modules that a forward need not call.
+    optional: bool = False
     #: Names of the constructor's arguments, each also an attribute.
     parameter_names: ClassVar[tuple[str, ...]] = ()
 
@@ -167,8 +169,13 @@ class Operators(Rule):
                 return rerun(self.policy(policy), forward, args, kwargs)
             refuse_foreign(modules)
             refuse_thawed(parameters)
-            with watch(module) if self.strict else nullcontext():
-                return rerun(self.policy(None), look_once if first else forward, args, kwargs)
+            run = partial(rerun, self.policy(None), look_once if first else forward, args, kwargs)
+            if not self.strict:
+                return run()
+            with watch(module) as check_output:
+                output = run()
+                check_output(output)
+            return output
 
         def look_once(*args: Any, **kwargs: Any) -> Any:
             nonlocal first
