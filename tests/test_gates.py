@@ -36,6 +36,8 @@ SCALES = {
     "one minus": lambda b: 1 - b.sigmoid(),
     "negative": lambda b: -b.exp(),
     "root": lambda b: torch.sqrt(1 + b.exp()),
+    "cast": lambda b: b.sigmoid().type_as(b).expand_as(b),
+    "renormalised by another": lambda b: b.sigmoid() / b.norm(dim=-1, keepdim=True),
     "in place": lambda b: b.sigmoid().add_(1e-3).mul_(2.0),
 }
 

@@ -18,20 +18,23 @@ NAMESPACES = (torch, torch.Tensor, F, torch.special, torch.linalg, torch.fft, to
 
 #: Names of functions by kind.
 KINDS: dict[str, str] = {
-    # relevance moves with the elements: plain autograd in both forms
+    # relevance moves with the elements of the first argument: plain autograd in both forms
     "routing": """
         view view_as reshape reshape_as transpose t T mT H adjoint permute movedim moveaxis swapaxes swapdims flatten
         unflatten squeeze unsqueeze ravel expand expand_as broadcast_to broadcast_tensors repeat repeat_interleave tile
-        cat concat concatenate stack hstack vstack dstack column_stack tensor_split chunk
-        hsplit vsplit dsplit unbind unsafe_chunk getitem setitem index_select gather take take_along_dim
-        narrow select slice_scatter select_scatter diagonal diag_embed as_strided unfold pad roll flip fliplr flipud
-        rot90 masked_fill masked_scatter masked_select where scatter index_copy index_fill tril triu diag
-        contiguous clone detach alias to type type_as float double half bfloat16 cpu cuda requires_grad_ copy_ set_
-        fill_ zero_ max min amax amin maximum minimum topk sort kthvalue median mode cummax cummin dropout dropout1d
-        dropout2d dropout3d alpha_dropout feature_dropout max_pool1d max_pool2d max_pool3d adaptive_max_pool1d
-        adaptive_max_pool2d adaptive_max_pool3d embedding pixel_shuffle pixel_unshuffle channel_shuffle
-        native_channel_shuffle atleast_1d atleast_2d atleast_3d meshgrid block_diag real imag view_as_real
-        view_as_complex resolve_conj resolve_neg positive iter resize_as_ nan_to_num register_hook retain_grad
+        tensor_split chunk hsplit vsplit dsplit unbind unsafe_chunk getitem index_select gather take take_along_dim
+        narrow select diagonal diag_embed as_strided unfold pad roll flip fliplr flipud rot90 masked_select tril triu
+        diag contiguous clone detach alias to type type_as float double half bfloat16 cpu cuda requires_grad_ set_
+        zero_ amax amin topk sort kthvalue median mode cummax cummin dropout dropout1d dropout2d dropout3d
+        alpha_dropout feature_dropout max_pool1d max_pool2d max_pool3d adaptive_max_pool1d adaptive_max_pool2d
+        adaptive_max_pool3d embedding pixel_shuffle pixel_unshuffle channel_shuffle native_channel_shuffle atleast_1d
+        atleast_2d atleast_3d real imag view_as_real view_as_complex resolve_conj resolve_neg positive iter resize_as_
+        nan_to_num register_hook retain_grad
+    """,
+    # routing, too, of the elements of several arguments
+    "joining": """
+        cat concat concatenate stack hstack vstack dstack column_stack meshgrid block_diag where max min maximum minimum
+        setitem copy_ fill_ masked_fill masked_scatter scatter index_copy index_fill slice_scatter select_scatter
     """,
     # routing, too: where a selective state space takes its parameters
     "split": "split split_with_sizes unsafe_split",

@@ -38,7 +38,7 @@ KEEPING = {
     "batch norm": "bias",
 }
 #: Kinds of functions that add their arguments, or choose among them.
-ADDING = ("linear", "routing", "split", "added product", "weighted sum")
+ADDING = ("linear", "joining", "added product", "weighted sum")
 #: Functions of which a number is added, or put in the place of elements.
 NUMBERS = ("add", "sub", "subtract", "rsub", "where", "masked_fill", "index_fill")
 

@@ -138,7 +138,8 @@ def rules_by_kind(policy: Policy) -> dict[str, Callable[..., Any]]:
     if policy.product == "gate":
         # weights and decays are constants in matrix products, too; what other activations produced is none
         chosen |= {"matmul": partial(gate, least=SCALE), "exponential": exponential}
-        chosen |= {kind: carrying(chosen.get(kind, plain)) for kind in ("routing", "linear", "division", "split")}
+        chosen |= {kind: carrying(chosen.get(kind, plain)) for kind in ("joining", "linear")}
+        chosen |= {kind: carrying(chosen.get(kind, plain), slice(1)) for kind in ("routing", "split", "division")}
     if policy.scan == "constant":
         chosen |= {"exponential": constant, "step size": constant, "split": selected}
     return {kind: rule for kind, rule in chosen.items() if rule is not plain}
@@ -272,7 +273,7 @@ def find(key: str, function: Callable[..., Any]) -> int:
 
 def _entry(rule: Callable[..., Any] | None, kind: Any, name: str, writing: bool, form: Form) -> Rule | None:
     """Return the rule of one function, given the rule of its kind in the gradient form."""
-    if kind in ("routing", "split"):
+    if kind in ("routing", "joining", "split"):
         return overwriting if writing and form == "relevance" else rule
     if rule in (activation, power):
         rule = writes(partial(rule, name=name, form=form))

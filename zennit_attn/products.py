@@ -26,11 +26,19 @@ def uniform(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any
     return output if count < 2 else Scale.apply(output, 1 / count)
 
 
-def carrying(rule: Rule) -> Rule:
-    """Let what a function makes of gates alone be a gate: moved, cast, negated, renormalised."""
+def carrying(rule: Rule, places: slice = slice(None)) -> Rule:
+    """Let what a function makes of gates alone be a gate: moved, cast, negated, renormalised.
+
+    Parameters
+    ----------
+    rule : callable
+        Rule of the function.
+    places : slice, optional
+        Arguments that count: the first of routing and of divisions, all of a sum (default).
+    """
 
     def carried(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        degree = min(map(strength, operands(args, kwargs)), default=0)
+        degree = min(map(strength, operands(args[places], {} if args else kwargs)), default=0)
         return mark(rule(function, args, kwargs), degree)
 
     return carried
