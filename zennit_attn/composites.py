@@ -165,6 +165,23 @@ class TransformerComposite(ScopedComposite):
                         + nearest(title, sorted(kinds))
                     )
 
+    def assignments(self, model: torch.nn.Module) -> list[tuple[str, str | None, Hook]]:
+        """Return name, role and rule of each module of a model that has a rule; the model stays as it is."""
+        found = []
+        handles: list[Canonizer] = []
+        try:
+            # a model on which a composite is registered is canonized already
+            for canonizer in () if is_registered(model) else self.canonizers:
+                handles += canonizer.apply(model)
+            for name, module in model.named_modules():
+                rule = self.mapping({}, name, module)
+                if rule is not None:
+                    found.append((name, role(name, module), rule))
+        finally:
+            for handle in handles:
+                handle.remove()
+        return found
+
     def describe(self, model: torch.nn.Module) -> str:
         """Return a table of the modules that have a rule: module, role, rule, parameters.
 
@@ -179,20 +196,10 @@ class TransformerComposite(ScopedComposite):
             One line a module.
         """
         rows = [("module", "role", "rule", "parameters")]
-        handles: list[Canonizer] = []
-        try:
-            # a model on which a composite is registered is canonized already
-            for canonizer in () if is_registered(model) else self.canonizers:
-                handles += canonizer.apply(model)
-            for name, module in model.named_modules():
-                rule = self.mapping({}, name, module)
-                if rule is not None:
-                    known = parameters_of(rule)
-                    text = ", ".join(f"{key}={value!r}" for key, value in known.items() if value is not None)
-                    rows.append((name or "(the model)", role(name, module) or "", type(rule).__name__, text))
-        finally:
-            for handle in handles:
-                handle.remove()
+        for name, place, rule in self.assignments(model):
+            known = parameters_of(rule)
+            text = ", ".join(f"{key}={value!r}" for key, value in known.items() if value is not None)
+            rows.append((name or "(the model)", place or "", type(rule).__name__, text))
         widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
         return "\n".join("  ".join(map(str.ljust, row, widths)).rstrip() for row in rows)
 

@@ -180,7 +180,7 @@ class Operators(Rule):
         def look_once(*args: Any, **kwargs: Any) -> Any:
             nonlocal first
             output = handles[0].wrapped.forward(*args, **kwargs)
-            if report_functions(output, (args, kwargs), bool(checkpoints)):
+            if report_functions(output, (args, kwargs), bool(checkpoints), self.form):
                 first = False
                 _looked_at.setdefault(module, set()).add(key)
             return output
@@ -350,6 +350,12 @@ class LinearRule(LayerRule):
                 f"{type(self).__name__} got {type(module).__name__}, expected torch.nn.Linear, Conv*d, "
                 "ConvTranspose*d or transformers' Conv1D with their own forward; for other linear modules use the rule "
                 "of the same name of zennit.rules."
+            )
+        if self.split and type(module.weight) not in (Tensor, torch.nn.Parameter):
+            raise TypeError(
+                f"{type(self).__name__} got {type(module).__name__} with a weight of type "
+                f"{type(module.weight).__name__}, of which the signs cannot be told; expected a plain tensor. Quantised "
+                "layers are explained by Epsilon."
             )
 
     def call(self, module: torch.nn.Module, forward: Any, args: Any, kwargs: Any) -> Any:

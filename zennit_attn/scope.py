@@ -32,6 +32,14 @@ from .operators import PLAIN, Policy, find, numbered, table_of, transformed
 #: Packages whose autograd functions are known: this one's rules, and what PyTorch's own functions are made of.
 KNOWN_FUNCTIONS = ("zennit_attn", "torch")
 
+#: Autograd functions of quantised linear layers, which pass back through the dequantised weights: linear in the input.
+QUANTIZED_FUNCTIONS = (
+    "bitsandbytes.autograd._functions.MatMul4Bit",
+    "bitsandbytes.autograd._functions.MatMul8bitLt",
+    "optimum.quanto.tensor.function.QuantizedLinearFunction",
+    "optimum.quanto.tensor.weights.qbytes.WeightQBytesLinearFunction",
+)
+
 
 class UnknownOperationWarning(UserWarning):
     """A function on the relevance path has no rule: what it passes back is the plain gradient."""
@@ -376,7 +384,7 @@ def refuse_thawed(parameters: Iterable[tuple[str, torch.nn.Parameter]]) -> None:
             )
 
 
-def report_functions(output: Any, inputs: Any, checkpoints: bool) -> bool:
+def report_functions(output: Any, inputs: Any, checkpoints: bool, form: Form) -> bool:
     """Report every autograd function with a backward pass of its own between inputs and outputs of a model.
 
     They call no function that a mode could look up: fused kernels, and what was written as
@@ -390,6 +398,8 @@ def report_functions(output: Any, inputs: Any, checkpoints: bool) -> bool:
         Its arguments; what lies before them is not the model's.
     checkpoints : bool
         Whether the model's reentrant checkpoints are known to run with rules.
+    form : {"relevance", "gradient"}
+        Form of the backward signal: in the gradient form a linear function is right as it is.
 
     Returns
     -------
@@ -416,6 +426,7 @@ def report_functions(output: Any, inputs: Any, checkpoints: bool) -> bool:
         if function is None:
             continue
         known = function.__module__.split(".")[0] in KNOWN_FUNCTIONS
+        known |= form == "gradient" and f"{function.__module__}.{function.__qualname__}" in QUANTIZED_FUNCTIONS
         if not known or (function is torch.utils.checkpoint.CheckpointFunction and not checkpoints):
             report(function)
     return has_graph
