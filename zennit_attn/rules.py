@@ -354,8 +354,8 @@ class LinearRule(LayerRule):
         if self.split and type(module.weight) not in (Tensor, torch.nn.Parameter):
             raise TypeError(
                 f"{type(self).__name__} got {type(module).__name__} with a weight of type "
-                f"{type(module.weight).__name__}, of which the signs cannot be told; expected a plain tensor. Quantised "
-                "layers are explained by Epsilon."
+                f"{type(module.weight).__name__}, of which the signs cannot be told; expected a plain tensor: give "
+                "quantised layers the rule Epsilon."
             )
 
     def call(self, module: torch.nn.Module, forward: Any, args: Any, kwargs: Any) -> Any:
