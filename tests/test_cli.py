@@ -1,0 +1,407 @@
+"""The command line: what it writes, what it says, and how it goes on after it was stopped."""
+
+import configparser
+import json
+import pkgutil
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import transformers
+from PIL import Image
+
+from zennit_attn import (
+    AttnLRPComposite,
+    CPLRPComposite,
+    GammaViTComposite,
+    InputXGradient,
+    batch,
+    cli,
+    explainer,
+    input_x_gradient,
+    targets,
+)
+
+ROOT = Path(__file__).parent.parent
+AGREEMENT = str(ROOT / "examples" / "models" / "agreement")
+TEXT = "the keys to the old cabinet"
+SMALL = {"hidden_size": 48, "intermediate_size": 96, "num_attention_heads": 4, "num_hidden_layers": 2}
+
+
+@pytest.fixture(scope="module")
+def vit(tmp_path_factory):
+    """Return the folder of a random vision transformer."""
+    torch.manual_seed(0)
+    folder = tmp_path_factory.mktemp("vit")
+    names = {0: "cat", 1: "dog", 2: "hen"}
+    config = transformers.ViTConfig(**SMALL, image_size=32, patch_size=8, id2label=names, initializer_range=0.2)
+    transformers.ViTForImageClassification(config).save_pretrained(folder)
+    transformers.ViTImageProcessor(size={"height": 32, "width": 32}).save_pretrained(folder)
+    return str(folder)
+
+
+@pytest.fixture(scope="module")
+def bert(tmp_path_factory):
+    """Return the folder of a random classifier of texts."""
+    torch.manual_seed(0)
+    folder = tmp_path_factory.mktemp("bert")
+    names = {0: "wrong", 1: "right"}
+    config = transformers.BertConfig(**SMALL, vocab_size=205, id2label=names, initializer_range=0.2)
+    transformers.BertForSequenceClassification(config).save_pretrained(folder)
+    transformers.AutoTokenizer.from_pretrained(AGREEMENT).save_pretrained(folder)
+    return str(folder)
+
+
+@pytest.fixture
+def image(tmp_path):
+    """Return an image file."""
+    pixels = np.random.default_rng(0).integers(0, 255, (40, 50, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "one.png")
+    return tmp_path / "one.png"
+
+
+@pytest.fixture
+def rows(tmp_path):
+    """Return a function that writes a JSONL file."""
+
+    def write(*lines):
+        file = tmp_path / "texts.jsonl"
+        file.write_text("".join(line if isinstance(line, str) else json.dumps(line) + "\n" for line in lines))
+        return str(file)
+
+    return write
+
+
+def run(capsys, *arguments):
+    """Return the exit code, stdout and stderr of a command."""
+    code = cli.main([str(argument) for argument in arguments])
+    said = capsys.readouterr()
+    return code, said.out, said.err
+
+
+def records_of(folder):
+    return [json.loads(line) for line in (folder / "results.jsonl").read_text().split("\n")[:-1]]
+
+
+def expected(model, composite, given, target):
+    with InputXGradient(model, input_x_gradient(composite)) as attributor:
+        return attributor(given, target)
+
+
+@pytest.mark.parametrize(
+    ("options", "composite", "target"),
+    [
+        ([], AttnLRPComposite(), targets.MaxLogit()),
+        (["--target", "are"], AttnLRPComposite(), targets.Label(161)),
+        (["--target", "#161", "--composite", "cp_lrp"], CPLRPComposite(), targets.Label(161)),
+        (["--contrastive"], AttnLRPComposite(), targets.Contrastive()),
+        (["--contrastive", "--target", "are"], AttnLRPComposite(), targets.Contrastive(161)),
+    ],
+)
+def test_text(capsys, options, composite, target):
+    code, out, _ = run(capsys, "explain", "--model", AGREEMENT, "--text", TEXT, "--json", *options)
+    model = transformers.AutoModelForCausalLM.from_pretrained(AGREEMENT).eval()
+    tokenizer = transformers.AutoTokenizer.from_pretrained(AGREEMENT)
+    output, relevance = expected(model, composite, tokenizer(TEXT, return_tensors="pt"), target)
+    said = json.loads(out)
+    assert code == 0
+    torch.testing.assert_close(torch.tensor(said["relevance"]), relevance[0])
+    logits = output.logits[0, -1].detach()
+    index = getattr(target, "label", None) or int(logits.argmax())
+    assert said["target"] == {"index": index, "label": tokenizer.decode([index])}
+    assert said["logit"] == pytest.approx(float(logits[index]))
+    others = (logits.sum() - logits[index]) / (len(logits) - 1)
+    assert said["explained"] == pytest.approx(float(logits[index] - others * ("--contrastive" in options)), rel=1e-5)
+    assert "".join(said["tokens"]).split() == TEXT.split()
+    assert said["composite"]["preset"] == composite.preset
+    assert said["versions"]["torch"] == torch.__version__.split("+")[0]
+
+
+@pytest.mark.parametrize("suffix", ["html", "png", "svg", "pdf"])
+def test_heatmap(tmp_path, capsys, suffix):
+    file = tmp_path / f"heatmap.{suffix}"
+    code, out, err = run(capsys, "explain", "--model", AGREEMENT, "--text", TEXT, "--target", "are", "--out", file)
+    assert (code, err) == (0, "")
+    assert "'are': logit +5.581" in out
+    assert f"{TEXT}  [-1.79 to +1.79]" in out
+    assert file.stat().st_size > 1000
+    if suffix in ("html", "svg"):
+        assert "cabinet" in file.read_text()
+
+
+def test_dtype_and_a_composite_of_ones_own(tmp_path, capsys):
+    (tmp_path / "mine.toml").write_text('preset = "cp_lrp"\n[parameters]\nepsilon = 0.25\n')
+    options = ["--composite", tmp_path / "mine.toml", "--dtype", "float64", "--json"]
+    _, out, _ = run(capsys, "explain", "--model", AGREEMENT, "--text", TEXT, *options)
+    assert json.loads(out)["composite"]["parameters"] == {"epsilon": 0.25, "strict": False}
+    assert json.loads(out)["dtype"] == "float64"
+    model = transformers.AutoModelForCausalLM.from_pretrained(AGREEMENT).double().eval()
+    ids = transformers.AutoTokenizer.from_pretrained(AGREEMENT)(TEXT, return_tensors="pt")
+    _, relevance = expected(model, CPLRPComposite(0.25), ids, targets.MaxLogit())
+    torch.testing.assert_close(torch.tensor(json.loads(out)["relevance"], dtype=torch.float64), relevance[0])
+
+
+def test_classifier_of_texts(capsys, bert):
+    for target in ("right", "1"):
+        _, out, _ = run(capsys, "explain", "--model", bert, "--text", TEXT, "--target", target, "--json")
+        assert json.loads(out)["target"] == {"index": 1, "label": "right"}
+    model = transformers.AutoModelForSequenceClassification.from_pretrained(bert).eval()
+    ids = transformers.AutoTokenizer.from_pretrained(bert)(TEXT, return_tensors="pt")
+    _, relevance = expected(model, AttnLRPComposite(), ids, targets.Label(1))
+    torch.testing.assert_close(torch.tensor(json.loads(out)["relevance"]), relevance[0])
+
+
+def test_image(tmp_path, capsys, vit, image):
+    options = ["--target", "dog", "--json", "--out", tmp_path / "dog.png"]
+    code, out, _ = run(capsys, "explain", "--model", vit, "--image", image, *options)
+    model = transformers.AutoModelForImageClassification.from_pretrained(vit).eval()
+    with Image.open(image) as opened:
+        pixels = transformers.AutoImageProcessor.from_pretrained(vit)(images=opened, return_tensors="pt")
+    output, relevance = expected(model, GammaViTComposite(), pixels, targets.Label(1))
+    assert code == 0
+    torch.testing.assert_close(torch.tensor(json.loads(out)["relevance"]), relevance[0].sum(0))
+    assert json.loads(out)["logit"] == pytest.approx(output.logits[0, 1].item())
+    with Image.open(tmp_path / "dog.png") as picture:
+        assert picture.width > 500
+
+
+def test_words_that_the_model_does_not_know_are_reported(tmp_path, capsys):
+    _, _, err = run(capsys, "explain", "--model", AGREEMENT, "--text", "the zebra", "--out", tmp_path / "x.html")
+    assert err == "zennit-attn: warning: the model does not know some of the words: it reads <unk> there\n"
+
+
+def test_unknown_operations_are_reported(tmp_path, capsys, monkeypatch):
+    class Custom(transformers.models.llama.modeling_llama.LlamaMLP):
+        def forward(self, x):
+            return super().forward(torch.special.i0(x))
+
+    monkeypatch.setattr(transformers.models.llama.modeling_llama, "LlamaMLP", Custom)
+    _, out, err = run(capsys, "explain", "--model", AGREEMENT, "--text", TEXT, "--json")
+    assert "no rule is known for special_i0" in json.loads(out)["warnings"][0]
+    assert "no rule is known for special_i0" in err
+
+
+def test_too_little_memory_is_reported(capsys, monkeypatch):
+    def too_large(*args):
+        raise torch.OutOfMemoryError("tried to allocate 9 GiB\nmore of it")
+
+    monkeypatch.setattr(InputXGradient, "__call__", too_large)
+    code, _, err = run(capsys, "explain", "--model", AGREEMENT, "--text", TEXT, "--json")
+    assert code == 2
+    assert "cpu is out of memory (tried to allocate 9 GiB)" in err
+    assert "--dtype bfloat16" in err
+
+
+def test_models_that_cannot_be_moved_are_reported(capsys, monkeypatch):
+    def stays(*args):
+        raise ValueError("`.to` is not supported for 4-bit models")
+
+    monkeypatch.setattr(transformers.LlamaForCausalLM, "to", stays)
+    code, _, err = run(capsys, "explain", "--model", AGREEMENT, "--text", TEXT, "--json", "--dtype", "bfloat16")
+    assert code == 2
+    assert "cannot put LlamaForCausalLM on cpu in bfloat16 (`.to` is not supported for 4-bit models)" in err
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--model", "no/such-model", "--text", "a"], "'no/such-model' and cannot load it"),
+        (["--model", AGREEMENT, "--text", "keys " * 40], "40 tokens, expected at most 32"),
+        (["--model", AGREEMENT, "--text", " "], "expected words"),
+        (["--model", AGREEMENT, "--text", "keys", "--target", "aree"], "nearest: 'are'"),
+        (["--model", AGREEMENT, "--text", "keys", "--target", "#205"], "an id below 205"),
+        (["--model", AGREEMENT, "--text", "keys", "--composite", "cplrp"], "nearest: 'cp_lrp'"),
+        (["--model", AGREEMENT, "--text", "keys", "--composite", "no.toml"], "No such file"),
+        (["--model", AGREEMENT, "--text", "keys", "--composite", "gamma_vit"], "'patch_embedding'"),
+        (["--model", AGREEMENT, "--text", "keys", "--device", "tpu"], "expected auto, cpu, cuda"),
+        (["--model", AGREEMENT, "--text", "keys", "--device", "cuda:99"], "use --device cpu"),
+        (["--model", AGREEMENT, "--image", "x.png"], "a LlamaForCausalLM; expected a text"),
+        (["--model", AGREEMENT, "--input", "no.jsonl"], "cannot read --input"),
+    ],
+)
+def test_what_cannot_be_used(tmp_path, capsys, options, message):
+    code, out, err = run(capsys, "explain", *options, "--out", tmp_path / "x.html")
+    assert (code, out) == (2, "")
+    assert message in err
+    # one line, and no traceback
+    assert err.startswith("zennit-attn: error: ")
+    assert err.count("\n") == 1
+    assert not list(tmp_path.iterdir())
+
+
+def test_images_that_cannot_be_used(tmp_path, capsys, vit, image):
+    (tmp_path / "broken.png").write_bytes(image.read_bytes()[:200])
+    out = ["--out", tmp_path / "x.png"]
+    for options, message in [
+        (["--image", tmp_path / "none.png"], "No such file"),
+        (["--image", tmp_path / "broken.png"], "cannot read the image"),
+        (["--image", image, "--target", "dgo"], "nearest: 'dog'"),
+        (["--text", "a dog"], "expected an image"),
+    ]:
+        code, _, err = run(capsys, "explain", "--model", vit, *options, *out)
+        assert (code, err.count("\n")) == (2, 1)
+        assert message in err
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ([], "neither --out nor --json"),
+        (["--out", "x.txt"], ".html, .png, .svg, .pdf"),
+        (["--out", "no/such/folder/x.html"], "there is no folder"),
+        (["--out", "x.html", "--format", "png"], "without --input"),
+    ],
+)
+def test_outputs_are_checked_before_a_model_is_loaded(capsys, options, message):
+    code, _, err = run(capsys, "explain", "--model", "no/such-model", "--text", "a", *options)
+    assert code == 2
+    assert message in err
+
+
+def test_models_of_other_kinds_are_refused(tmp_path, capsys):
+    for architectures in (["BertForMaskedLM"], None):
+        transformers.BertConfig(**SMALL, architectures=architectures).save_pretrained(tmp_path)
+        code, _, err = run(capsys, "explain", "--model", tmp_path, "--text", "a", "--json")
+        assert code == 2
+        assert "expected a causal language model, a sequence classifier or an image classifier" in err
+
+
+def test_wrong_usage_is_argparse_s(capsys):
+    for arguments in ([], ["explain"], ["explain", "--model", "x", "--text", "a", "--image", "b"], ["explian"]):
+        with pytest.raises(SystemExit, match="2"):
+            cli.main(arguments)
+        assert "usage:" in capsys.readouterr().err
+
+
+def test_batch_goes_on_after_bad_rows_and_after_it_was_stopped(tmp_path, capsys, rows, monkeypatch):
+    source = rows({"text": TEXT, "target": "are", "id": 7}, "nonsense\n", {"txt": "a"}, {"text": "the author"})
+    command = ["explain", "--model", AGREEMENT, "--input", source, "--out", tmp_path / "out"]
+    explained, explain = [], explainer.Explainer.explain
+
+    def counted(self, given, *args):
+        explained.append(given)
+        if len(explained) == 2:
+            raise KeyboardInterrupt
+        return explain(self, given, *args)
+
+    monkeypatch.setattr(explainer.Explainer, "explain", counted)
+    code, _, err = run(capsys, *command)
+    assert code == 130
+    assert "goes on" in err
+    # a run that is killed may leave half a line
+    with (tmp_path / "out" / "results.jsonl").open("a") as file:
+        file.write('{"row": "00004", "inp')
+    code, out, err = run(capsys, *command, "--json")
+    assert code == 1
+    assert json.loads(out)["rows"] == 4
+    assert [json.loads(out)[key] for key in ("done", "skipped", "failed")] == [1, 1, 2]
+    assert "row 00002: is not valid JSON" in err
+    assert "row 00003: got the key 'txt'" in err
+    assert "nearest: 'text'" in err
+    assert explained == [TEXT, "the author", "the author"]
+    records = {record["row"]: record for record in records_of(tmp_path / "out")}
+    assert [("error" in record, record["id"]) for record in records.values()] == [
+        (False, 7), (True, None), (True, None), (False, None),
+    ]  # fmt: skip
+    assert records["00001"]["target"] == {"index": 161, "label": "are"}
+    assert len(records["00001"]["relevance"]) == len(records["00001"]["tokens"]) == 6
+    for name in ("00001", "00004"):
+        assert "the" in (tmp_path / "out" / records[name]["picture"]).read_text()
+
+
+def test_batch_explains_again_what_has_changed(tmp_path, capsys, rows):
+    command = ["explain", "--model", AGREEMENT, "--input", tmp_path / "texts.jsonl", "--out", tmp_path / "out"]
+    rows({"text": "the keys"}, {"text": "the key"})
+    assert run(capsys, *command)[:2] == (0, f"2 done, 0 skipped, 0 failed; results: {tmp_path}/out/results.jsonl\n")
+    rows({"text": "the keys"}, {"text": "the door"})
+    assert run(capsys, *command)[1].startswith("1 done, 1 skipped")
+    # another target, of rows that have none of their own
+    assert run(capsys, *command, "--target", "are")[1].startswith("2 done, 0 skipped")
+    (tmp_path / "out" / "00001.html").unlink()
+    assert run(capsys, *command, "--target", "are")[1].startswith("1 done, 1 skipped")
+    code, _, err = run(capsys, *command, "--contrastive")
+    assert code == 2
+    assert "contrastive=False, this one has True" in err
+    (tmp_path / "out" / "results.jsonl").write_text("[]\n")
+    code, _, err = run(capsys, *command, "--target", "are")
+    assert code == 2
+    assert "line 1 of" in err
+
+
+def test_rows_may_hold_other_separators_of_lines(rows):
+    source = rows(json.dumps({"text": "one\u2028two"}, ensure_ascii=False) + "\n", "\n", {"text": "three", "target": 3})
+    found = batch.rows_of(Path(source), "are")
+    assert [(row.name, row.given, row.target) for row in found] == [
+        ("00001", "one\u2028two", "are"),
+        ("00003", "three", "3"),
+    ]
+
+
+def test_folder_of_images(tmp_path, capsys, vit, image):
+    (tmp_path / "bad.jpg").write_bytes(b"no image")
+    (tmp_path / "notes.txt").write_text("no image, and does not say so")
+    command = ["explain", "--model", vit, "--input", tmp_path, "--out", tmp_path / "out", "--format", "png"]
+    code, out, err = run(capsys, *command)
+    assert (code, out.split(";")[0]) == (1, "1 done, 0 skipped, 1 failed")
+    assert "row bad.jpg: cannot read the image" in err
+    assert np.load(tmp_path / "out" / "one.png.npy").shape == (32, 32)
+    assert (tmp_path / "out" / "one.png.png").exists()
+    assert run(capsys, *command)[1].startswith("0 done, 1 skipped, 1 failed")
+    command[command.index("--out") + 1] = tmp_path
+    assert "expected two folders" in run(capsys, *command)[2]
+
+
+def test_images_are_looked_for_beside_their_list(tmp_path, capsys, vit, image, rows):
+    source = rows({"image": image.name, "target": "hen"}, {"text": "no image"})
+    code, _, err = run(capsys, "explain", "--model", vit, "--input", source, "--out", tmp_path / "out")
+    assert code == 1
+    assert "row 00002: got a text" in err
+    assert records_of(tmp_path / "out")[0]["target"] == {"index": 2, "label": "hen"}
+
+
+def test_empty_input_is_refused(tmp_path, capsys, rows):
+    code, _, err = run(capsys, "explain", "--model", AGREEMENT, "--input", rows(), "--out", tmp_path / "out")
+    assert code == 2
+    assert "without a row" in err
+
+
+def test_composites(capsys):
+    code, out, _ = run(capsys, "composites")
+    assert code == 0
+    assert "gamma_vit: γ rules for vision transformers" in out
+    assert "    conv_gamma = 0.25" in out
+    _, out, _ = run(capsys, "composites", "--json")
+    assert json.loads(out)["gamma_vit"]["parameters"]["linear_gamma"] == 0.05
+    assert list(json.loads(out)) == ["attnlrp", "cp_lrp", "gamma_vit"]
+
+
+def test_describe_needs_no_weights(tmp_path, capsys, vit):
+    config = transformers.AutoConfig.from_pretrained(vit)
+    config.save_pretrained(tmp_path)
+    code, out, _ = run(capsys, "describe", "--model", tmp_path)
+    model = transformers.AutoModelForImageClassification.from_pretrained(vit)
+    assert code == 0
+    assert out == GammaViTComposite().describe(model) + "\n"
+    _, out, _ = run(capsys, "describe", "--model", tmp_path, "--composite", "cp_lrp", "--json")
+    modules = json.loads(out)["modules"]
+    assert modules[0] == {"module": "(the model)", "role": "", "rule": "CPLRP", "parameters": "strict=False"}
+    assert {module["role"] for module in modules[1:]} == {"patch_embedding", "qkv", "projection", "mlp", "head"}
+
+
+def test_the_entry_point_is_installed():
+    setup = configparser.ConfigParser()
+    setup.read(ROOT / "setup.cfg")
+    name, target = setup["options.entry_points"]["console_scripts"].strip().split(" = ")
+    assert name == "zennit-attn"
+    assert pkgutil.resolve_name(target) is cli.main
+
+
+def test_as_a_program():
+    program = shutil.which("zennit-attn")
+    command = [program] if program else [sys.executable, "-m", "zennit_attn.cli"]
+    done = subprocess.run([*command, "composites", "--json"], capture_output=True, text=True, check=True, cwd=ROOT)
+    assert "attnlrp" in json.loads(done.stdout)
