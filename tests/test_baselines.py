@@ -1,5 +1,7 @@
 """Baselines: against captum, against transformers' attention weights, and against closed forms of linear models."""
 
+import sys
+
 import models
 import numpy as np
 import pytest
@@ -8,7 +10,7 @@ import transformers
 
 from zennit_attn import AttnLRPComposite, InputXGradient, baselines, input_x_gradient, targets
 from zennit_attn.baselines import METHODS, AttentionWeights
-from zennit_attn.evaluation import Fixed, Patches, Tokens
+from zennit_attn.evaluation import Fixed, Patches, Tokens, exact_occlusion
 
 GRAPHS = ("gradient", "input_x_gradient", "integrated_gradients", "attnlrp", "cp_lrp")
 ROLLOUTS = ("attention_rollout", "gradient_attention_rollout")
@@ -204,6 +206,14 @@ def test_padding_has_no_part_in_token_relevance(make, name):
         torch.testing.assert_close(both[[row], :length], alone, rtol=1e-3, atol=1e-5)
 
 
+def test_padding_has_no_part_in_the_noise_of_smooth_grad():
+    model = models.llama().eval()
+    before = METHODS["smooth_grad"](model, BATCH, targets.Label(7))
+    # id 0 is the padding
+    model.get_input_embeddings().weight.data[0] = 100.0
+    torch.testing.assert_close(METHODS["smooth_grad"](model, BATCH, targets.Label(7)), before)
+
+
 @pytest.mark.filterwarnings("ignore")
 def test_padding_is_no_player(kernel_shap):
     model, target = models.llama().eval(), targets.Label(7)
@@ -211,6 +221,10 @@ def test_padding_is_no_player(kernel_shap):
     assert not both[MASK == 0].any()
     alone = kernel_shap()(model, {"input_ids": IDS[[1], :3]}, target)
     torch.testing.assert_close(both[[1], :3], alone, rtol=1e-3, atol=1e-5)
+    # a single player has all of it
+    single = kernel_shap()(model, {"input_ids": IDS[:1, :1]}, target)
+    both_ways = model(input_ids=IDS[:1, :1]).logits - model(inputs_embeds=torch.zeros(1, 1, 48)).logits
+    torch.testing.assert_close(single, both_ways[:, :, 7].detach())
     # efficiency: shares add up to what the tokens change together
     whole = model(input_ids=IDS[[1], :3]).logits[0, -1, 7]
     empty = model(inputs_embeds=torch.zeros(1, 3, 48)).logits[0, -1, 7]
@@ -256,6 +270,19 @@ def test_lrp_is_the_attributor():
     with InputXGradient(model, input_x_gradient(AttnLRPComposite())) as attributor:
         _, expected = attributor(BATCH, targets.MaxLogit())
     torch.testing.assert_close(METHODS["attnlrp"](model, BATCH, targets.MaxLogit()), expected)
+
+
+def test_an_encoder_decoder():
+    model, batch = models.t5().eval(), {**BATCH, "decoder_input_ids": torch.tensor([[0, 3], [0, 5]])}
+    exact = exact_occlusion(model, batch, targets.Label(7), Tokens())
+    torch.testing.assert_close(METHODS["occlusion"](model, batch, targets.Label(7)), exact, rtol=1e-3, atol=1e-5)
+    assert (exact != 0).int().tolist() == MASK.tolist()
+
+
+def test_kernel_shap_says_what_it_needs(monkeypatch):
+    monkeypatch.setitem(sys.modules, "captum.attr", None)
+    with pytest.raises(ModuleNotFoundError, match=r"zennit-attn\[evaluation\]"):
+        METHODS["kernel_shap"](models.llama().eval(), BATCH, targets.Label(7))
 
 
 def test_randomness_is_seeded():

@@ -151,10 +151,10 @@ def test_what_removed_tokens_become():
 def test_what_removed_patches_become():
     images = torch.rand(1, 3, 8, 8)
     removed = torch.tensor([[False, True, False, False]])
-    zero, mean, blur = (Patches(4, fill).apply(None, images, removed) for fill in ("zero", "mean", "blur"))
+    constant, mean, blur = (Patches(4, fill).apply(None, images, removed) for fill in (-0.5, "mean", "blur"))
     expected = images.clone()
-    expected[..., :4, 4:] = 0
-    torch.testing.assert_close(zero, expected)
+    expected[..., :4, 4:] = -0.5
+    torch.testing.assert_close(constant, expected)
     expected[..., :4, 4:] = images.mean((2, 3))[..., None, None]
     torch.testing.assert_close(mean, expected)
     # a blur keeps most of the mean, and little of the variance
@@ -300,7 +300,7 @@ IMAGE, PIXELS = torch.ones(1, 1, 2, 2), torch.ones(1, 2, 2)
 @pytest.mark.parametrize(
     ("call", "match"),
     [
-        (lambda: Patches(2, "noise"), "expected 'zero', 'mean' or 'blur'"),
+        (lambda: Patches(2, "noise"), "expected a number, 'mean' or 'blur'"),
         (lambda: Patches(0), "at least 1 pixel"),
         (lambda: Tokens("mask"), "the id of a token"),
         (lambda: Patches(3).real(IMAGE), "divisor of both sides of 2 x 2"),

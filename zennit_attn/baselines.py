@@ -40,8 +40,10 @@ def as_function(model: torch.nn.Module, batch: Batch) -> tuple[torch.nn.Module, 
         return (model if argument is None else ModelAdapter(model, argument=argument)), value.detach()
     if value.is_floating_point():
         return ModelAdapter(model, rest, name), value.detach()
-    adapter = ModelAdapter(model, rest)
-    return adapter, adapter.embed(value)
+    adapter, mask = ModelAdapter(model, rest), rest.get("attention_mask")
+    x = adapter.embed(value)
+    # the range of padding's embeddings must not decide how noisy SmoothGrad is
+    return adapter, x if mask is None else x * (mask != 0)[..., None]
 
 
 def per_token(relevance: Tensor, batch: Batch) -> Tensor:
@@ -192,28 +194,41 @@ def kernel_shap(n_samples: int = 200, features: Tokens | Patches | None = None, 
     """
 
     def method(model: torch.nn.Module, batch: Batch, target: Target) -> Tensor:
-        from captum.attr import KernelShap
-
         players = features_of(model, batch, features)
         fixed, real = fix(model, batch, target), players.real(batch)
         values = torch.zeros(real.shape, device=real.device)
         for row in torch.arange(len(real), device=real.device).split(1):
-            alone, here = (select(batch, row), fixed.at(row)), real[row[0]]
-
-            def value(playing: Tensor, alone: Any = alone, here: Tensor = here) -> Tensor:
-                removed = torch.zeros(len(playing), len(here), dtype=torch.bool, device=here.device)
-                removed[:, here] = playing == 0
-                first = torch.zeros(len(playing), dtype=torch.long, device=here.device)
-                return values_without(model, *alone, players, first, removed)
-
-            everyone = torch.ones(1, int(here.sum()), device=here.device)
-            with torch.random.fork_rng():
-                torch.manual_seed(seed)
-                shares = KernelShap(value).attribute(everyone, n_samples=n_samples, perturbations_per_eval=n_samples)
-            values[row, here] = shares[0]
+            value = partial(value_of_players, model, select(batch, row), fixed.at(row), players, real[row])
+            everyone = torch.ones(1, int(real[row].sum()), device=real.device)
+            values[row, real[row[0]]] = shapley_values(value, everyone, n_samples, seed)
         return players.spread(values, split_input(batch)[1]) if isinstance(players, Patches) else values
 
     return method
+
+
+def value_of_players(
+    model: torch.nn.Module, batch: Batch, target: Target, features: Tokens | Patches, real: Tensor, playing: Tensor
+) -> Tensor:
+    """Return the explained value of a sample for each coalition, ones and zeros of shape ``(coalitions, players)``."""
+    removed = torch.zeros(len(playing), real.shape[1], dtype=torch.bool, device=real.device)
+    removed[:, real[0]] = playing == 0
+    same = torch.zeros(len(playing), dtype=torch.long, device=real.device)
+    return values_without(model, batch, target, features, same, removed)
+
+
+def shapley_values(value: Callable[[Tensor], Tensor], everyone: Tensor, n_samples: int, seed: int) -> Tensor:
+    """Return each player's share of a value by captum's KernelSHAP, given the coalition of all, ``(1, players)``."""
+    try:
+        from captum.attr import KernelShap
+    except ModuleNotFoundError as error:
+        raise ModuleNotFoundError("KernelSHAP needs captum: pip install zennit-attn[evaluation]") from error
+    if everyone.shape[1] == 1:
+        # a player alone has it all; captum's kernel is not defined there
+        return value(everyone) - value(0 * everyone)
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        shares: Tensor = KernelShap(value).attribute(everyone, n_samples=n_samples, perturbations_per_eval=n_samples)
+    return shares[0]
 
 
 def grad_cam(layer: str | None = None) -> Method:

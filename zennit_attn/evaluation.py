@@ -184,9 +184,9 @@ class Patches:
     ----------
     size : int
         Side of a patch in pixels, a divisor of both sides of the image.
-    fill : {"zero", "mean", "blur"}, optional
-        What a removed patch becomes: zero, which is grey for inputs from -1 to 1 (default), the image's mean in each
-        channel, or its own content, blurred with a standard deviation of half a patch.
+    fill : float or {"mean", "blur"}, optional
+        What a removed patch becomes: a number (default 0, which is grey for inputs from -1 to 1), the image's mean in
+        each channel, or its own content, blurred with a standard deviation of half a patch.
 
     Raises
     ------
@@ -195,11 +195,11 @@ class Patches:
     """
 
     size: int
-    fill: str = "zero"
+    fill: float | str = 0.0
 
     def __post_init__(self) -> None:
-        if self.fill not in ("zero", "mean", "blur"):
-            raise ValueError(f"fill got {self.fill!r}, expected 'zero', 'mean' or 'blur'")
+        if isinstance(self.fill, str) and self.fill not in ("mean", "blur"):
+            raise ValueError(f"fill got {self.fill!r}, expected a number, 'mean' or 'blur'")
         if self.size < 1:
             raise ValueError(f"size got {self.size!r}, expected at least 1 pixel")
 
@@ -238,10 +238,10 @@ class Patches:
 
     def filling(self, images: Tensor) -> Tensor:
         """Return what removed pixels become, of a shape that expands to that of the images."""
-        if self.fill == "zero":
-            return torch.zeros_like(images[:, :, :1, :1])
         if self.fill == "mean":
             return images.mean((2, 3), keepdim=True)
+        if self.fill != "blur":
+            return images.new_full((1, 1, 1, 1), float(self.fill))
         # the blur reaches two standard deviations to each side
         return gaussian_blur(images, [2 * self.size + 1] * 2, [self.size / 2] * 2)
 

@@ -1,0 +1,346 @@
+"""Measure how good the explanations of all methods are on the models of the examples, and write the tables.
+
+``python examples/evaluate.py --out docs/evaluation.md`` takes a good half hour on one processor core; KernelSHAP needs
+captum (``pip install zennit-attn[evaluation]``).
+"""
+
+import argparse
+import platform
+import random
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import agreement
+import digits
+import shapes
+import torch
+import torchvision
+import transformers
+
+import zennit_attn
+from zennit_attn.baselines import METHODS
+from zennit_attn.evaluation import (
+    Fixed,
+    Patches,
+    Tokens,
+    bootstrap,
+    faithfulness,
+    occlusion_agreement,
+    pointing_game,
+    reciprocal_rank,
+    relevance_mass_accuracy,
+    relevance_rank_accuracy,
+    select,
+)
+
+NAMES = {
+    "random": "random",
+    "gradient": "gradient",
+    "smooth_grad": "SmoothGrad",
+    "input_x_gradient": "Input × Gradient",
+    "integrated_gradients": "Integrated Gradients",
+    "grad_cam": "Grad-CAM",
+    "attention_rollout": "attention rollout",
+    "gradient_attention_rollout": "gradient × attention rollout",
+    "occlusion": "occlusion",
+    "kernel_shap": "KernelSHAP",
+    "cp_lrp": "CP-LRP (ε)",
+    "attnlrp": "AttnLRP",
+    "cp_lrp_gamma": "CP-LRP + γ",
+    "attnlrp_gamma": "AttnLRP + γ",
+}
+CHUNK = 50
+STEPS = 16
+SEED = 0
+HEADER = """# Evaluation
+
+Written by `python examples/evaluate.py --out docs/evaluation.md`. Each score is a mean over samples with its 95 %
+confidence interval (bootstrap over samples); the best of a column is bold. The methods are those of
+`zennit_attn.baselines`, with their default parameters; a dash says that a method does not apply.
+
+- **ΔA** is the area between the curves of least and most relevant first (AttnLRP paper), in units of the explained
+  logit: how much longer the logit lasts if what a method calls irrelevant is removed first. What is removed becomes
+  what the brackets say.
+- **Occlusion** is the rank correlation with the fall of the logit when each feature alone is removed.
+- **Pointing game**: is the largest relevance on the cause? **Mass**: share of the positive relevance that is on it.
+  **Rank**: share of the K largest on it, if it has K features. **MRR**: mean of 1 / rank of the cause.
+- **Seconds** a sample, on one thread, in batches of {chunk}.
+
+Machine and versions: {machine}; zennit-attn {version}, torch {torch}, torchvision {torchvision}, transformers
+{transformers}.
+"""
+
+
+@dataclass(frozen=True)
+class Case:
+    """A model, what it is asked, and what is known about the answers.
+
+    Attributes
+    ----------
+    title, text : str
+        Heading, and what has to be known to read the table.
+    model : torch.nn.Module
+        The model.
+    batch : torch.Tensor or dict
+        All samples.
+    target : zennit_attn.evaluation.Fixed
+        What is explained in each of them.
+    features : dict of str to Tokens or Patches
+        What is removed, by the name of what it becomes; occlusion takes the first.
+    truth : torch.Tensor, optional
+        Where relevance should be, of the shape of the tokens or the pixels.
+    scores : dict of str to callable, optional
+        Scores against the truth, of :mod:`zennit_attn.evaluation`.
+    groups : dict of str to torch.Tensor, optional
+        Some samples, for each of which the pointing game is shown by itself.
+    """
+
+    title: str
+    text: str
+    model: torch.nn.Module
+    batch: object
+    target: Fixed
+    features: dict
+    truth: torch.Tensor | None = None
+    scores: dict = field(default_factory=dict)
+    groups: dict = field(default_factory=dict)
+
+
+def sentences_case(count):
+    """Return the language model and held-out sentences, as many with each number of attractors.
+
+    Parameters
+    ----------
+    count : int
+        Number of sentences.
+
+    Returns
+    -------
+    Case
+        The logit of the right verb minus that of the wrong one; the cause is the subject.
+    """
+    model, tokenizer = agreement.load_model()
+    rng, numbers = random.Random(SEED), range(agreement.MAX_PHRASES + 1)
+    items = [
+        item
+        for number in numbers
+        for item in agreement.sentences(rng, count // len(numbers), held_out=True, attractors=number)
+    ]
+    batch = dict(tokenizer([item.prefix for item in items], padding=True, return_tensors="pt"))
+    shares = torch.zeros(len(items), len(tokenizer))
+    truth = torch.zeros_like(batch["input_ids"])
+    for row, item in enumerate(items):
+        shares[row, tokenizer.convert_tokens_to_ids([item.correct, item.wrong])] = torch.tensor([1.0, -1.0])
+        # the tokenizer may put tokens of its own before the words
+        truth[row, item.subject + int(batch["attention_mask"][row].sum()) - item.verb] = 1
+    attractors = torch.tensor([item.attractors for item in items])
+    text = (
+        f"Which word decides the number of the verb? {len(items)} held-out sentences with 0 to 3 attractors, the logit "
+        "of the right verb minus that of the wrong one; the cause is the subject noun. The γ composites are for vision "
+        "transformers only."
+    )
+    return Case(
+        "A language model: subject-verb agreement",
+        text,
+        model,
+        batch,
+        Fixed(shares),
+        {
+            "zero": Tokens(keep=(tokenizer.bos_token_id,)),
+            "pad": Tokens(tokenizer.pad_token_id, (tokenizer.bos_token_id,)),
+        },
+        truth,
+        {"pointing game": pointing_game, "MRR": reciprocal_rank, "mass": relevance_mass_accuracy},
+        {f"pointing, {number} attractors": attractors == number for number in numbers},
+    )
+
+
+def digits_case(count):
+    """Return the vision transformer of the digits, and its test images.
+
+    Parameters
+    ----------
+    count : int
+        Number of images at most.
+
+    Returns
+    -------
+    Case
+        The logit of the true digit; what causes it is not known.
+    """
+    _, test = digits.load_data()
+    images, labels = digits.preprocess(test.images[:count]), test.labels[:count]
+    text = f"{len(images)} test images, the logit of the true class; patches of 4 x 4 pixels."
+    return Case(
+        "A vision transformer: digits",
+        text,
+        digits.load_model(),
+        images,
+        Fixed(torch.nn.functional.one_hot(labels, 10).float()),
+        {"zero": Patches(4), "mean": Patches(4, "mean"), "no ink": Patches(4, -1.0)},
+    )
+
+
+def shapes_case(count):
+    """Return the vision transformer of the shapes, and test pictures.
+
+    Parameters
+    ----------
+    count : int
+        Number of pictures.
+
+    Returns
+    -------
+    Case
+        The logit of the true shape; the cause is the target's mask.
+    """
+    data = shapes.load_data("test", count)
+    text = (
+        f"{count} test pictures of one target among distractors, the logit of the true class; patches of 4 x 4 pixels. "
+        f"The cause is the target, {data.masks.float().mean():.1%} of the pixels."
+    )
+    return Case(
+        "A vision transformer: a shape among distractors",
+        text,
+        shapes.load_model(),
+        shapes.preprocess(data.images),
+        Fixed(torch.nn.functional.one_hot(data.labels, len(shapes.TARGETS)).float()),
+        {"zero": Patches(4), "mean": Patches(4, "mean"), "blur": Patches(4, "blur")},
+        data.masks,
+        {"pointing game": pointing_game, "mass": relevance_mass_accuracy, "rank": relevance_rank_accuracy},
+    )
+
+
+def measure(case, method):
+    """Compute all scores of a method.
+
+    Parameters
+    ----------
+    case : Case
+        Model and samples.
+    method : callable
+        One of the methods.
+
+    Returns
+    -------
+    scores : dict of str to torch.Tensor
+        A score of each sample.
+    seconds : float
+        Time that an explanation takes.
+    """
+    parts, seconds = [], 0.0
+    for rows in torch.arange(len(case.target.shares)).split(CHUNK):
+        batch, target = select(case.batch, rows), case.target.at(rows)
+        start = time.perf_counter()
+        relevance = method(case.model, batch, target)
+        seconds += time.perf_counter() - start
+        parts.append(scores_of(case, batch, target, relevance, rows))
+    scores = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+    for name, chosen in case.groups.items():
+        scores[name] = scores["pointing game"][chosen]
+    return scores, seconds / len(case.target.shares)
+
+
+def scores_of(case, batch, target, relevance, rows):
+    """Return the scores of some samples, by name."""
+    scores = {}
+    for fill, features in case.features.items():
+        # tokens one by one
+        steps = STEPS if isinstance(features, Patches) else None
+        scores[f"ΔA ({fill})"] = faithfulness(case.model, batch, target, relevance, features, steps)
+    first = next(iter(case.features.values()))
+    scores["occlusion"] = occlusion_agreement(case.model, batch, target, relevance, first)
+    if case.truth is not None:
+        real = first.real(batch) if isinstance(first, Tokens) else None
+        summed = relevance.sum(1) if relevance.dim() == 4 else relevance
+        for name, score in case.scores.items():
+            scores[name] = score(summed, case.truth[rows], real)
+    return scores
+
+
+def table(found):
+    """Write a Markdown table.
+
+    Parameters
+    ----------
+    found : dict of str to tuple
+        What :func:`measure` returned for each method that applies.
+
+    Returns
+    -------
+    str
+        The table.
+    """
+    intervals = {name: {key: bootstrap(value) for key, value in scores.items()} for name, (scores, _) in found.items()}
+    columns = list(next(iter(intervals.values())))
+    best = {key: max(interval[key].mean for interval in intervals.values()) for key in columns}
+    lines = ["| method | " + " | ".join(columns) + " | seconds |", "|---|" + "---|" * (len(columns) + 1)]
+    for name, title in NAMES.items():
+        cells = ["–"] * (len(columns) + 1)
+        if name in found:
+            cells = [cell(intervals[name][key], best[key]) for key in columns] + [f"{found[name][1]:.4f}"]
+        lines.append(f"| {title} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def cell(interval, best):
+    """Write a mean with its confidence interval, bold if it is the best."""
+    mean = f"**{interval.mean:.2f}**" if interval.mean == best else f"{interval.mean:.2f}"
+    return f"{mean} [{interval.low:.2f}, {interval.high:.2f}]"
+
+
+def evaluate(case):
+    """Measure all methods on a case.
+
+    Parameters
+    ----------
+    case : Case
+        Model and samples.
+
+    Returns
+    -------
+    str
+        A section in Markdown.
+    """
+    print(case.title, flush=True)
+    found = {}
+    for name in NAMES:
+        try:
+            found[name] = scores, seconds = measure(case, METHODS[name])
+        except (ModuleNotFoundError, ValueError) as error:
+            print(f"  {name} does not apply: {error}", flush=True)
+            continue
+        means = ", ".join(f"{key} {value.double().mean():.3f}" for key, value in scores.items())
+        print(f"  {name}: {means}, {seconds:.4f} s", flush=True)
+    return f"## {case.title}\n\n{case.text}\n\n{table(found)}\n"
+
+
+CASES = {"sentences": (sentences_case, 600), "digits": (digits_case, 450), "shapes": (shapes_case, 500)}
+
+
+def main():
+    """Measure everything, and write the tables."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--cases", nargs="+", choices=CASES, default=list(CASES), help="models (default: all)")
+    parser.add_argument("--samples", type=int, help="number of samples of each (default: those of the documentation)")
+    parser.add_argument("--out", type=Path, help="Markdown file (default: none)")
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+    sections = [evaluate(make(args.samples or count)) for make, count in (CASES[name] for name in args.cases)]
+    header = HEADER.format(
+        chunk=CHUNK,
+        machine=f"{platform.machine()} CPU",
+        version=zennit_attn.__version__,
+        torch=torch.__version__,
+        torchvision=torchvision.__version__,
+        transformers=transformers.__version__,
+    )
+    page = "\n".join([header, *sections])
+    if args.out is not None:
+        args.out.write_text(page, encoding="utf-8")
+    print(page)
+
+
+if __name__ == "__main__":
+    main()
