@@ -231,7 +231,6 @@ def test_padding_is_no_player(kernel_shap):
     torch.testing.assert_close(both[1].sum(), (whole - empty).detach(), rtol=1e-3, atol=1e-4)
 
 
-@pytest.mark.filterwarnings("ignore:.*KernelShap:UserWarning", "ignore:.*SkLearn:UserWarning")
 @pytest.mark.parametrize("make", [models.torchvision_vit, models.timm_vit, models.hf_vit])
 def test_every_method_explains_images(make):
     model, images, state = make().eval(), torch.randn(2, 3, 32, 32), torch.get_rng_state()

@@ -1,6 +1,10 @@
 """Scores of explanations: against Quantus, scikit-learn and SciPy, and against cases done by hand."""
 
 import itertools
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import models
 import numpy as np
@@ -233,8 +237,8 @@ def test_rank_correlation_is_that_of_scipy():
         scipy.stats.spearmanr(a[here].numpy(), b[here].numpy()).statistic
         for a, b, here in zip(first, second, real, strict=True)
     ]
-    torch.testing.assert_close(rank_correlation(first, second, real), torch.tensor(expected, dtype=torch.float64))
-    torch.testing.assert_close(rank_correlation(torch.ones(1, 3), first[:1, :3]), torch.zeros(1, dtype=torch.float64))
+    torch.testing.assert_close(rank_correlation(first, second, real), torch.tensor(expected, dtype=torch.float32))
+    torch.testing.assert_close(rank_correlation(torch.ones(1, 3), first[:1, :3]), torch.zeros(1))
 
 
 def test_agreement_with_occlusion():
@@ -243,7 +247,7 @@ def test_agreement_with_occlusion():
     falls = exact_occlusion(*arguments, Patches(1))
     torch.testing.assert_close(falls, image.flatten(1) * WEIGHTS[:1])
     exact = relevance * image[0]
-    one = torch.ones(1, dtype=torch.float64)
+    one = torch.ones(1)
     torch.testing.assert_close(occlusion_agreement(*arguments, exact, Patches(1)), one)
     torch.testing.assert_close(occlusion_agreement(*arguments, -exact, Patches(1)), -one)
 
@@ -253,7 +257,7 @@ def test_occlusion_of_tokens_leaves_padding_alone():
     falls = exact_occlusion(model, batch, targets.MaxLogit(), Tokens())
     assert (falls != 0).int().tolist() == MASK.tolist()
     agreement = occlusion_agreement(model, batch, targets.MaxLogit(), falls.masked_fill(MASK == 0, 9.0), Tokens())
-    torch.testing.assert_close(agreement, torch.ones(2, dtype=torch.float64))
+    torch.testing.assert_close(agreement, torch.ones(2))
 
 
 def test_randomisation_tells_a_method_that_sees_weights():
@@ -271,7 +275,7 @@ def test_randomisation_tells_a_method_that_sees_weights():
         return batch.abs()
 
     unmoved = randomisation(model, images, targets.MaxLogit(), edges, names=["heads", "encoder"])
-    torch.testing.assert_close(unmoved["encoder"], torch.ones(2, dtype=torch.float64))
+    torch.testing.assert_close(unmoved["encoder"], torch.ones(2))
 
 
 def test_randomisation_of_a_language_model():
@@ -347,6 +351,22 @@ class EveryPosition(targets.Target):
 def test_a_function_is_no_target():
     with pytest.raises(TypeError, match=r"zennit_attn\.targets"):
         Fixed.of(lambda output: output, torch.ones(1, 3))
+
+
+def test_the_tables_of_the_examples(tmp_path):
+    root, page = Path(__file__).parent.parent, tmp_path / "evaluation.md"
+    options = ["--cases", "sentences", "--samples", "8", "--out", page]
+    command = [sys.executable, root / "examples" / "evaluate.py", *options]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(root), *sys.path[1:]])}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    rows = [line.split("|")[1:-1] for line in page.read_text(encoding="utf-8").splitlines() if line.startswith("|")]
+    assert {len(row) for row in rows} == {11}
+    cells = {row[0].strip(): row[1:] for row in rows}
+    assert len(cells) == 16
+    # what needs images has dashes
+    assert {cell.strip() for cell in cells["Grad-CAM"]} == {"–"}
+    assert cells["AttnLRP"][2].strip().removeprefix("**").startswith("1.00")
 
 
 @pytest.mark.gpu
