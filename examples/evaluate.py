@@ -62,6 +62,7 @@ confidence interval (bootstrap over samples); the best of a column is bold. The 
 - **ΔA** is the area between the curves of least and most relevant first (AttnLRP paper), in units of the explained
   logit: how much longer the logit lasts if what a method calls irrelevant is removed first. What is removed becomes
   what the brackets say.
+  Patches are those of the model: γ in its patch embedding moves relevance only inside of a patch, and cannot show here.
 - **Occlusion** is the rank correlation with the fall of the logit when each feature alone is removed.
 - **Pointing game**: is the largest relevance on the cause? **Mass**: share of the positive relevance that is on it.
   **Rank**: share of the K largest on it, if it has K features. **MRR**: mean of 1 / rank of the cause.

@@ -197,6 +197,26 @@ def test_localisation_by_hand():
     torch.testing.assert_close(reciprocal_rank(relevance, truth), torch.tensor([1.0, 0.25, 1.0]))
 
 
+@pytest.mark.parametrize(
+    ("score", "name"),
+    [
+        (pointing_game, "PointingGame"),
+        (relevance_mass_accuracy, "RelevanceMassAccuracy"),
+        (relevance_rank_accuracy, "RelevanceRankAccuracy"),
+    ],
+)
+@pytest.mark.filterwarnings("ignore")
+def test_localisation_agrees_with_quantus(score, name):
+    quantus = pytest.importorskip("quantus")
+    # without negative relevance, of which Quantus adds up signed values
+    relevance, truth = torch.rand(20, 8, 8), torch.rand(20, 8, 8) < 0.3
+    metric = getattr(quantus, name)(abs=False, normalise=False, disable_warnings=True)
+    images = np.zeros((20, 1, 8, 8), dtype=np.float32)
+    arrays = images, np.zeros(20, dtype=int), relevance[:, None].numpy(), truth[:, None].numpy()
+    expected = metric(torch.nn.Flatten(), *arrays, channel_first=True, device="cpu")
+    torch.testing.assert_close(score(relevance, truth), torch.tensor(expected, dtype=torch.float32))
+
+
 def test_localisation_does_not_see_padding():
     relevance, truth = torch.tensor([[0.5, 2.0, 9.0]]), torch.tensor([[1, 0, 0]])
     real = torch.tensor([[1, 1, 0]])
