@@ -64,7 +64,8 @@ def outline(kind):
     """
 
     def corners(count, radius=1.0):
-        angles = np.arange(count) * 2 * np.pi / count
+        # the first one is at the top
+        angles = np.arange(count) * 2 * np.pi / count - np.pi / 2
         return np.stack([np.cos(angles), np.sin(angles)], 1) * np.resize(radius, count)[:, None]
 
     bar = np.array([(-0.95, -0.3), (0.95, -0.3), (0.95, 0.3), (-0.95, 0.3)])
@@ -185,24 +186,26 @@ def picture(rng, fewest=FEWEST_DISTRACTORS):
     return image.clip(0, 1).astype(np.float32), label, mask
 
 
-def load_data(split, count, fewest=FEWEST_DISTRACTORS):
-    """Draw the first pictures of a split.
+def load_data(split, count, fewest=FEWEST_DISTRACTORS, start=0):
+    """Draw pictures of a split.
 
     Parameters
     ----------
     split : {"train", "tune", "test"}
         The split.
     count : int
-        Number of pictures. Each is the same whatever the count.
+        Number of pictures. Each has a number, and is the same whatever the count.
     fewest : int, optional
         The smallest number of distractors.
+    start : int, optional
+        Number of the first picture.
 
     Returns
     -------
     Shapes
         The pictures, with labels and masks.
     """
-    drawn = [picture(np.random.default_rng((SPLITS[split], index)), fewest) for index in range(count)]
+    drawn = [picture(np.random.default_rng((SPLITS[split], index)), fewest) for index in range(start, start + count)]
     images, labels, masks = zip(*drawn, strict=True)
     return Shapes(torch.tensor(np.stack(images)), torch.tensor(labels), torch.tensor(np.stack(masks)))
 

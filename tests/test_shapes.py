@@ -44,5 +44,5 @@ def test_the_model_knows_the_shapes(shapes):
     data, model = shapes.load_data("test", 500), shapes.load_model()
     with torch.no_grad():
         right = model(shapes.preprocess(data.images)).argmax(1) == data.labels
-    # 0.98 on 4000 pictures by the training script; 500 of them vary by 0.006
-    assert float(right.float().mean()) > 0.965
+    # 0.9933 of 4000 pictures by the training script; of 500 it varies by 0.004
+    assert float(right.float().mean()) > 0.98
