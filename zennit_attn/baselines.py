@@ -19,10 +19,11 @@ from zennit.attribution import Gradient, IntegratedGradients, Occlusion, SmoothG
 from zennit.core import Composite
 
 from .adapters import ModelAdapter
-from .attribution import InputXGradient, split_input
+from .attribution import InputXGradient
 from .canonizers import MultiheadAttentionCanonizer
 from .composites import AttnLRPComposite, CPLRPComposite, GammaViTComposite
 from .evaluation import Batch, Fixed, Method, Patches, Tokens, fix, select, values_without
+from .inputs import single_input
 from .parameters import nearest
 from .registration import input_x_gradient
 from .roles import role
@@ -33,7 +34,7 @@ SOFTMAX = (F.softmax, torch.softmax, Tensor.softmax)
 
 def as_function(model: torch.nn.Module, batch: Batch) -> tuple[torch.nn.Module, Tensor]:
     """Return a model as a function of one tensor, and that tensor: embeddings of tokens, or pixels."""
-    name, value, rest = split_input(batch)
+    name, value, rest = single_input(batch)
     if name is None:
         # transformers models return more than the logits
         argument = getattr(model, "main_input_name", None)
@@ -48,7 +49,7 @@ def as_function(model: torch.nn.Module, batch: Batch) -> tuple[torch.nn.Module, 
 
 def per_token(relevance: Tensor, batch: Batch) -> Tensor:
     """Return relevance added up over the embedding, zero at padding; that of pixels as it is."""
-    _, value, rest = split_input(batch)
+    _, value, rest = single_input(batch)
     if value.is_floating_point():
         return relevance
     mask = rest.get("attention_mask")
@@ -75,14 +76,14 @@ def features_of(model: torch.nn.Module, batch: Batch, features: Tokens | Patches
     """Return the features given, or by default tokens, or the patches of a vision transformer."""
     if features is not None:
         return features
-    return Patches(patch_size(model)) if split_input(batch)[1].is_floating_point() else Tokens()
+    return Patches(patch_size(model)) if single_input(batch)[1].is_floating_point() else Tokens()
 
 
 def random_relevance(seed: int = 0) -> Method:
     """Return a method that draws relevance at random, the same for inputs of the same shape."""
 
     def method(model: torch.nn.Module, batch: Batch, target: Target) -> Tensor:
-        value = split_input(batch)[1]
+        value = single_input(batch)[1]
         shape = (len(value), *value.shape[-2:]) if value.is_floating_point() else value.shape
         drawn = torch.rand(shape, generator=torch.Generator().manual_seed(seed))
         return per_token(drawn.to(value.device), batch)
@@ -167,7 +168,7 @@ def occlusion(patch: int | None = None) -> Method:
     def method(model: torch.nn.Module, batch: Batch, target: Target) -> Tensor:
         fixed = fix(model, batch, target)
         function, x = as_function(model, batch)
-        tokens = not split_input(batch)[1].is_floating_point()
+        tokens = not single_input(batch)[1].is_floating_point()
         size = 1 if tokens else patch or patch_size(model)
         # all of a token's embedding, all channels of a patch
         window, axis = ((1, x.shape[2]), 2) if tokens else ((x.shape[1], size, size), 1)
@@ -201,7 +202,7 @@ def kernel_shap(n_samples: int = 200, features: Tokens | Patches | None = None, 
             value = partial(value_of_players, model, select(batch, row), fixed.at(row), players, real[row])
             everyone = torch.ones(1, int(real[row].sum()), device=real.device)
             values[row, real[row[0]]] = shapley_values(value, everyone, n_samples, seed)
-        return players.spread(values, split_input(batch)[1]) if isinstance(players, Patches) else values
+        return players.spread(values, single_input(batch)[1]) if isinstance(players, Patches) else values
 
     return method
 
@@ -245,7 +246,7 @@ def grad_cam(layer: str | None = None) -> Method:
     def method(model: torch.nn.Module, batch: Batch, target: Target) -> Tensor:
         fixed = fix(model, batch, target)
         function, x = as_function(model, batch)
-        if split_input(batch)[1].dim() != 4:
+        if single_input(batch)[1].dim() != 4:
             raise ValueError("Grad-CAM got a batch without images, expected pixels: it explains images only")
         name, module = layer_of(model, layer)
         output, activation = run_and_keep(function, x, module, role(name, module) == "attention")
@@ -462,7 +463,7 @@ def row_of(flow: Tensor, model: torch.nn.Module, batch: Batch, fixed: Fixed, pos
         raise ValueError(f"got {type(model).__name__}, whose first token sees no other: give the position that is read")
     else:
         row = flow[:, 0 if position is None else position]
-    images = split_input(batch)[1]
+    images = single_input(batch)[1]
     if not images.is_floating_point():
         return per_token(row, batch)
     return F.interpolate(on_grid(row, images, model)[:, None], images.shape[-2:])[:, 0]

@@ -18,7 +18,8 @@ from torch.nn.functional import one_hot
 from torchvision.transforms.v2.functional import gaussian_blur
 
 from .adapters import explained
-from .attribution import split_input, target_mask
+from .attribution import target_mask
+from .inputs import single_input
 from .parameters import nearest
 from .targets import Target
 
@@ -109,14 +110,14 @@ def run(model: torch.nn.Module, batch: Batch) -> Tensor:
 def fix(model: torch.nn.Module, batch: Batch, target: Target) -> Fixed:
     """Return a target as it is for a batch, see :meth:`Fixed.of`."""
     with torch.no_grad():
-        return Fixed.of(target, run(model, batch), target_mask(model, split_input(batch)[2]))
+        return Fixed.of(target, run(model, batch), target_mask(model, single_input(batch)[2]))
 
 
 def select(batch: Batch, rows: Tensor) -> Batch:
     """Return some samples of a batch, given their indices, which may repeat."""
     if isinstance(batch, Tensor):
         return batch[rows]
-    size = len(split_input(batch)[1])
+    size = len(single_input(batch)[1])
     return {
         key: value[rows] if isinstance(value, Tensor) and value.dim() and len(value) == size else value
         for key, value in batch.items()
@@ -150,7 +151,7 @@ class Tokens:
 
     def ids(self, batch: Batch) -> tuple[Tensor, dict[str, Any]]:
         """Return the token ids of a batch, and its other arguments."""
-        name, ids, rest = split_input(batch)
+        name, ids, rest = single_input(batch)
         if name != "input_ids":
             raise ValueError(f"got a batch with {name or 'a tensor'}, expected input_ids: use Patches for images")
         return ids, rest
@@ -205,7 +206,7 @@ class Patches:
 
     def images(self, batch: Batch) -> tuple[str | None, Tensor, dict[str, Any]]:
         """Return the name of the images in a batch, the images, and the other arguments."""
-        name, images, rest = split_input(batch)
+        name, images, rest = single_input(batch)
         if images.dim() != 4:
             raise ValueError(f"got {name or 'an input'} of shape {tuple(images.shape)}, expected images: use Tokens")
         return name, images, rest
@@ -721,7 +722,7 @@ def randomisation(
     """
     generator = torch.Generator().manual_seed(0) if generator is None else generator
     fixed, original = fix(model, batch, target), method(model, batch, target)
-    mask = split_input(batch)[2].get("attention_mask")
+    mask = single_input(batch)[2].get("attention_mask")
     real = mask if mask is not None and mask.shape == original.shape else None
     shuffled = copy.deepcopy(model)
     modules = dict(shuffled.named_modules())
