@@ -22,11 +22,13 @@ from .adapters import ModelAdapter
 from .attribution import InputXGradient
 from .canonizers import MultiheadAttentionCanonizer
 from .composites import AttnLRPComposite, CPLRPComposite, GammaViTComposite
-from .evaluation import Batch, Fixed, Method, Patches, Tokens, fix, select, values_without
+from .features import Batch, Fixed, Patches, Tokens, fix, select
 from .inputs import single_input
 from .parameters import nearest
+from .perturbation import values_without
 from .registration import input_x_gradient
 from .roles import role
+from .sanity import Method
 from .targets import Target
 
 SOFTMAX = (F.softmax, torch.softmax, Tensor.softmax)
