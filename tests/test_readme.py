@@ -10,9 +10,12 @@ from pathlib import Path
 
 import pytest
 
+from zennit_attn import cli
+
 ROOT = Path(__file__).parent.parent
 BLOCKS = re.findall(r"```(\w+)\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), re.DOTALL)
-COMMANDS = [part.strip() for kind, text in BLOCKS if kind == "shell" for part in text.split("&&")]
+LINES = [line for kind, text in BLOCKS if kind == "shell" for line in text.strip().splitlines()]
+COMMANDS = [part.strip() for line in LINES for part in line.split("&&")]
 
 
 def test_python_blocks_run_one_after_the_other(tmp_path):
@@ -20,7 +23,9 @@ def test_python_blocks_run_one_after_the_other(tmp_path):
     assert code.count("import") > 5
     script = tmp_path / "readme.py"
     # files that the README writes go to the temporary folder
-    script.write_text(code.replace('"mine.toml"', repr(str(tmp_path / "mine.toml"))))
+    for name in ("mine.toml", "heatmap.html"):
+        code = code.replace(f'"{name}"', repr(str(tmp_path / name)))
+    script.write_text(code)
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONWARNINGS": "error"}
     done = subprocess.run(
         [sys.executable, script], cwd=ROOT, env=environment, capture_output=True, text=True, check=False
@@ -67,7 +72,19 @@ def test_the_main_job(tmp_path):
     assert (tmp_path / "quickstart.png").stat().st_size > 50_000
 
 
-@pytest.mark.parametrize("command", [command for command in COMMANDS if "quickstart.py" not in command])
+@pytest.mark.parametrize("command", [command for command in COMMANDS if command.startswith("zennit-attn")])
+def test_the_command_line(command, tmp_path, monkeypatch, capsys):
+    arguments = [part.replace("examples/", f"{ROOT}/examples/") for part in shlex.split(command)[1:]]
+    monkeypatch.chdir(tmp_path)
+    assert cli.main(arguments) == 0
+    assert "--out" not in command or (tmp_path / "heatmap.html").stat().st_size > 1000
+    assert capsys.readouterr().out
+
+
+OTHERS = [command for command in COMMANDS if "quickstart.py" not in command and not command.startswith("zennit-attn")]
+
+
+@pytest.mark.parametrize("command", OTHERS)
 def test_continuous_integration_runs_the_other_commands(command):
     lines = [line.strip() for line in (ROOT / ".ci" / "run").read_text().splitlines()]
     # the first installs for the main job, the others for the tests
@@ -80,6 +97,13 @@ def test_no_figure_is_left_to_fill_in():
 
 def test_there_are_no_other_kinds_of_blocks():
     assert {kind for kind, _ in BLOCKS} == {"shell", "python", "toml", "text"}
+
+
+@pytest.mark.parametrize("command", re.findall(r"`python (examples/[^`]*)`", (ROOT / "docs/examples.md").read_text()))
+def test_commands_of_the_examples_name_what_there_is(command):
+    script, *options = shlex.split(command)
+    assert (ROOT / script).exists()
+    assert (ROOT / options[options.index("--out") + 1]).exists()
 
 
 @pytest.mark.parametrize("page", ["rules.md"])

@@ -13,7 +13,6 @@ import os
 import sys
 import tomllib
 from collections.abc import Sequence
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +22,7 @@ from . import batch
 from .composites import TransformerComposite
 from .configuration import PRESETS, made_with, to_toml
 from .explainer import DTYPES, Explainer, InputError, check_composite, composite_of, empty_model, loader_of
+from .parameters import parameters_of
 from .version import __version__
 
 DONE, SOME_FAILED, REFUSED, STOPPED = 0, 1, 2, 130
@@ -261,14 +261,13 @@ def describe(args: argparse.Namespace) -> int:
     is_visual = "ImageClassification" in loader_of(model.config, args.model).__name__
     composite = composite_of(args.composite or ("gamma_vit" if is_visual else "attnlrp"))
     check_composite(composite, model)
-    lines = composite.describe(model).split("\n")
     if not args.json:
-        print("\n".join(lines))
+        print(composite.describe(model))
         return DONE
-    # columns begin where their titles do
-    edges = [lines[0].index(title) for title in lines[0].split()] + [None]
-    rows = [[line[start:end].strip() for start, end in pairwise(edges)] for line in lines]
-    found = [dict(zip(rows[0], row, strict=True)) for row in rows[1:]]
+    found = [
+        {"module": name, "role": place, "rule": type(rule).__name__, "parameters": parameters_of(rule)}
+        for name, place, rule in composite.assignments(model)
+    ]
     print(json.dumps({"model": args.model, "composite": content_of(composite), "modules": found}, ensure_ascii=False))
     return DONE
 
