@@ -388,7 +388,7 @@ def test_describe_needs_no_weights(tmp_path, capsys, vit):
     assert out == GammaViTComposite().describe(model) + "\n"
     _, out, _ = run(capsys, "describe", "--model", tmp_path, "--composite", "cp_lrp", "--json")
     modules = json.loads(out)["modules"]
-    assert modules[0] == {"module": "(the model)", "role": "", "rule": "CPLRP", "parameters": "strict=False"}
+    assert modules[0] == {"module": "", "role": None, "rule": "CPLRP", "parameters": {"strict": False}}
     assert {module["role"] for module in modules[1:]} == {"patch_embedding", "qkv", "projection", "mlp", "head"}
 
 
