@@ -78,6 +78,7 @@ KINDS: dict[str, str] = {
         relu relu6 gelu silu tanh sigmoid expit elu selu celu leaky_relu prelu rrelu hardtanh hardswish hardsigmoid
         mish softsign tanhshrink hardshrink softshrink threshold logsigmoid erf square sqrt abs absolute
         clamp clip clamp_min clamp_max log log2 log10 log1p expm1
+        asinh arcsinh atan arctan
     """,
     "layer norm": "layer_norm",
     "rms norm": "rms_norm",
