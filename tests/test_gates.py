@@ -11,7 +11,7 @@ from zennit_attn.rules import SelectiveScan
 
 from . import oracle
 from .models import WIDTH, explain, relative_error
-from .test_operators import FORMS, Calls, assert_relevance, check, randn, relevance_like, tensors
+from .test_operators import COMPOSITES, FORMS, Calls, assert_relevance, check, randn, relevance_like, tensors
 from .test_operators import explain as explain_module
 
 BOTH = ["attnlrp", "cp"]
@@ -107,6 +107,18 @@ def test_features_in_a_matrix_product_are_no_constants(form):
         ]
 
     check(lambda q, k: (F.relu(q) + 0.1) @ (F.relu(k) + 0.1), [query, key], "cp", form, expected)
+
+
+@pytest.mark.parametrize("rule", BOTH)
+def test_a_scale_of_exactly_zero_passes_nothing_on_in_both_forms(rule):
+    """A squeeze-and-excitation block of dead ReLUs: the layer below could not divide by its output of zero."""
+    layer = torch.nn.Linear(4, 4, bias=False).double()
+    module = torch.nn.Sequential(Calls(lambda x: x * torch.sigmoid(layer(F.relu(-x.abs())))))
+    x = randn(2, 4)
+    relevance = relevance_like(module(x))
+    explained = [explain_module(COMPOSITES[rule](strict=True), module, [x], relevance, form) for form in FORMS]
+    assert_relevance(*explained)
+    assert_relevance(explained[0], [relevance / 2 if rule == "attnlrp" else relevance])
 
 
 # --------------------------------------------------------------------------------------------------------------------

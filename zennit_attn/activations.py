@@ -86,9 +86,9 @@ def activation_call(
     """
     if not depends(input):
         return function(input)
-    degree = max(degree, strength(input))
+    drops, degree = degree == SCALE, max(degree, strength(input))
     if form == "relevance":
-        return mark(Route.apply(input, function), degree)
+        return mark(Route.apply(input, function, drops), degree)
     return mark(Slope.apply(input, function, partial(ratio, function) if slope is None else slope), degree)
 
 

@@ -145,15 +145,27 @@ class Value(Function):
 
 
 class Route(Function):
-    """An element-wise function; backward: the gradient, or relevance, as it came: identity rule."""
+    """An element-wise function; backward: the gradient, or relevance, as it came: identity rule.
+
+    Parameters
+    ----------
+    input : torch.Tensor
+        Input of the function.
+    function : callable
+        The function, of the input alone.
+    drops : bool
+        Whether to drop relevance at inputs of exactly zero, as the gradient form does: where ``f(0)`` is not zero, it is
+        all a constant's, and what is below could not divide it by zero.
+    """
 
     @staticmethod
-    def forward(ctx: Any, input: Tensor, function: Callable[[Tensor], Tensor]) -> Tensor:
+    def forward(ctx: Any, input: Tensor, function: Callable[[Tensor], Tensor], drops: bool = False) -> Tensor:
+        ctx.kept = input != 0 if drops else None
         return function(input)
 
     @staticmethod
-    def backward(ctx: Any, relevance: Tensor) -> tuple[Tensor, None]:
-        return relevance, None
+    def backward(ctx: Any, relevance: Tensor) -> tuple[Tensor, None, None]:
+        return relevance if ctx.kept is None else relevance * ctx.kept, None, None
 
 
 class Slope(Function):
