@@ -154,8 +154,8 @@ class Route(Function):
     function : callable
         The function, of the input alone.
     drops : bool
-        Whether to drop relevance at inputs of exactly zero, as the gradient form does: where ``f(0)`` is not zero, it is
-        all a constant's, and what is below could not divide it by zero.
+        Whether to drop relevance at inputs of exactly zero, as the gradient form does: where ``f(0)`` is not zero, it
+        is all a constant's, and what is below could not divide it by zero.
     """
 
     @staticmethod
