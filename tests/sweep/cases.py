@@ -1,0 +1,95 @@
+"""The cases of the sweep: every architecture of transformers' auto-mappings, of torchvision and of timm.
+
+A case is named ``group/architecture``; :func:`run` builds it and checks it.
+"""
+
+from __future__ import annotations
+
+import time
+import traceback
+from typing import Any
+
+import torch
+import transformers
+from checks import Refused, check, randomise, zero_constants
+from configs import tiny_config
+from inputs import inputs_of
+from torch.utils._pytree import tree_map
+from transformers.models.auto import modeling_auto
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+
+#: Groups of cases, the auto class of each and its mapping.
+TASKS = {
+    "causal-lm": ("AutoModelForCausalLM", "MODEL_FOR_CAUSAL_LM_MAPPING_NAMES"),
+    "masked-lm": ("AutoModelForMaskedLM", "MODEL_FOR_MASKED_LM_MAPPING_NAMES"),
+    "seq2seq": ("AutoModelForSeq2SeqLM", "MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES"),
+    "sequence-classification": (
+        "AutoModelForSequenceClassification",
+        "MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES",
+    ),
+    "token-classification": ("AutoModelForTokenClassification", "MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING_NAMES"),
+    "question-answering": ("AutoModelForQuestionAnswering", "MODEL_FOR_QUESTION_ANSWERING_MAPPING_NAMES"),
+    "image-classification": ("AutoModelForImageClassification", "MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES"),
+    "zero-shot-image": (
+        "AutoModelForZeroShotImageClassification",
+        "MODEL_FOR_ZERO_SHOT_IMAGE_CLASSIFICATION_MAPPING_NAMES",
+    ),
+    "audio-classification": ("AutoModelForAudioClassification", "MODEL_FOR_AUDIO_CLASSIFICATION_MAPPING_NAMES"),
+    "speech-seq2seq": ("AutoModelForSpeechSeq2Seq", "MODEL_FOR_SPEECH_SEQ_2_SEQ_MAPPING_NAMES"),
+    "image-text-to-text": ("AutoModelForImageTextToText", "MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES"),
+}
+
+
+def all_cases() -> list[str]:
+    """Return the names of all cases."""
+    return [f"{task}/{kind}" for task, (_, names) in TASKS.items() for kind in getattr(modeling_auto, names)]
+
+
+def build(case: str) -> tuple[Any, dict[str, Any]]:
+    """Return the tiny model of a case in float64, without additive constants, and its inputs."""
+    torch.manual_seed(0)
+    task, kind = case.split("/", 1)
+    config = tiny_config(CONFIG_MAPPING[kind])
+    model = getattr(transformers, TASKS[task][0]).from_config(config).eval()
+    randomise(model)
+    zero_constants(model)
+    return model, inputs_of(model, task)
+
+
+def run(case: str) -> dict[str, Any]:
+    """Return the result of a case."""
+    begin = time.monotonic()
+    torch.set_num_threads(1)
+    transformers.logging.set_verbosity_error()
+    result: dict[str, Any] = {"case": case}
+    stage = "cannot be built"
+    try:
+        model, inputs = build(case)
+        model, inputs = in_float64(model, inputs)
+        stage = "fails"
+        result |= check(model, inputs)
+    except Refused as error:
+        result |= {"status": "refused", "note": str(error)}
+    except Exception as error:
+        note = f"{type(error).__name__}: {' '.join(str(error).split())}"
+        result |= {"status": stage, "note": note[:300], "traceback": traceback.format_exc()[-3000:]}
+    return result | {"seconds": round(time.monotonic() - begin, 1)}
+
+
+def in_float64(model: Any, inputs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+    """Return model and inputs in float64, or in float32 if a kernel of it takes nothing else."""
+
+    def cast(value: Any, dtype: torch.dtype) -> Any:
+        return value.to(dtype) if isinstance(value, torch.Tensor) and value.is_floating_point() else value
+
+    for dtype in (torch.float64, torch.float32):
+        model, given = model.to(dtype), tree_map(lambda value: cast(value, dtype), inputs)
+        try:
+            with torch.no_grad():
+                model(**given)
+            return model, given
+        except Exception as error:
+            failure = error
+            if not any(word in str(error).lower() for word in ("dtype", "double", "float")):
+                break
+    raise failure

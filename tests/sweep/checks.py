@@ -1,0 +1,264 @@
+"""Check how one model is explained: strictly, conserving, in both forms, and the same by eager and fused attention.
+
+Nothing here knows an architecture. Constants are recognised by their names, see :data:`CONSTANTS`.
+"""
+
+from __future__ import annotations
+
+import re
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_leaves, tree_map
+
+from zennit_attn import AttnLRPComposite, CPLRPComposite, input_x_gradient
+from zennit_attn.scope import UnknownOperationError
+
+#: Entries of an output, in the order in which they are tried; else the first floating-point tensor is explained.
+EXPLAINED = ("logits", "logits_per_image", "itm_score", "start_logits", "prediction_logits")
+
+#: Names of parameters, buffers and tensor attributes that are added to what depends on the input.
+CONSTANTS = re.compile(
+    r"bias|position|pos_emb|pos_embed|(^|[._])wpe([._]|$)|(^|[._])pe$|token_type|segment_emb|cls_token|class_emb|class_token"
+    r"|mask_token|masked_spec_embed|dist_token|distillation|register|storage_tokens|query_tokens|latent"
+    r"|image_newline|view_sep|prompt|probe$|running_mean|type_embed|positional|(^|\.)cls$|embed_positions"
+)
+#: Embeddings that are no inputs: their values are constants, or only weights of an attention.
+NO_INPUT = re.compile(r"bias|position|wpe|token_type|segment|relative|pos_emb|type_embed|rel_", re.IGNORECASE)
+
+
+ADDITIONS = {
+    getattr(space, name)
+    for space, names in (
+        (torch, ("add", "sub", "subtract", "rsub")),
+        (Tensor, ("add", "add_", "__add__", "__radd__", "__iadd__", "sub", "sub_", "__sub__", "__rsub__", "__isub__")),
+    )
+    for name in names
+}
+
+
+class Refused(Exception):
+    """Strict mode refused the model."""
+
+
+def randomise(model: torch.nn.Module) -> None:
+    """Give parameters values that let a forgotten one be seen: not constant, and not so small that all is linear."""
+    generator = torch.Generator().manual_seed(1)
+    for name, parameter in model.named_parameters():
+        data = parameter.data
+        if not data.is_floating_point() or not data.numel():
+            continue
+        noise = torch.randn(data.shape, generator=generator).to(data.dtype)
+        if not data.isfinite().all():
+            data.copy_(noise * 0.1)
+        if data.ndim >= 2 and min(data.shape) > 1 and "A_log" not in name:
+            wanted = max(data[0].numel() if data.ndim != 3 else min(data.shape[1:]), 1) ** -0.5
+            if data.std() < wanted:
+                data.copy_(noise * wanted)
+        elif data.numel() > 1 and data.std() == 0:
+            data.add_(0.1 * noise)
+        elif data.numel() == 1 and data == 0:
+            data.fill_(0.3)
+    for module in model.modules():
+        if isinstance(module, torch.nn.modules.batchnorm._BatchNorm) and module.running_var is not None:
+            module.running_var.uniform_(0.5, 1.5, generator=generator)
+
+
+def zero_constants(model: torch.nn.Module) -> None:
+    """Set every additive constant of a model to zero."""
+    for name, module in model.named_modules():
+        own = {**module._parameters, **module._buffers}
+        own.update({key: value for key, value in vars(module).items() if isinstance(value, Tensor)})
+        for key, tensor in own.items():
+            if tensor is None or not tensor.is_floating_point() or "inv_freq" in key:
+                continue
+            if CONSTANTS.search(f"{name}.{key}"):
+                tensor.data.zero_()
+
+
+class ConstantLeaves(TorchFunctionMode):
+    """Make a leaf of every constant that is added to something that depends on the input.
+
+    A ``(up + 1)`` in a model's forward gets its share of the relevance, and no parameter that could be zeroed.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.values: list[Tensor] = []
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if func in ADDITIONS and len(args) == 2 and depends(args[0]) != depends(args[1]):
+            place = 0 if depends(args[1]) else 1
+            constant, other = args[place], args[1 - place]
+            if not (place == 0 and isinstance(constant, Tensor) and func.__name__.endswith(("add_", "__iadd__"))):
+                leaf = torch.as_tensor(constant).to(other.dtype, copy=True).requires_grad_()
+                self.values.append(leaf)
+                args = (leaf, other) if place == 0 else (other, leaf)
+        return func(*args, **kwargs)
+
+
+def depends(value: Any) -> bool:
+    """Tell whether a value depends on the input of a frozen model."""
+    return isinstance(value, Tensor) and value.requires_grad
+
+
+class Leaves:
+    """Every input of a model as a leaf: its floating-point arguments, and the embeddings of its token ids.
+
+    Parameters
+    ----------
+    model : torch.nn.Module
+        The model.
+    inputs : mapping
+        Its arguments.
+    """
+
+    def __init__(self, model: torch.nn.Module, inputs: Mapping[str, Any]) -> None:
+        self.model, self.inputs, self.values = model, inputs, []
+
+    def leaf(self, value: Any) -> Any:
+        """Return a copy of a leaf made of a tensor."""
+        if not isinstance(value, Tensor) or not value.is_floating_point():
+            return value
+        self.values.append(value.detach().clone().requires_grad_())
+        return self.values[-1].clone()
+
+    def __call__(self) -> Any:
+        """Run the model on its leaves."""
+        self.values.clear()
+        handles = [
+            module.register_forward_hook(lambda _, args, output: self.leaf(output), prepend=True)
+            for name, module in self.model.named_modules()
+            if isinstance(module, torch.nn.Embedding) and not NO_INPUT.search(name)
+        ]
+        try:
+            return self.model(**tree_map(self.leaf, dict(self.inputs)))
+        finally:
+            for handle in handles:
+                handle.remove()
+
+
+def explained(output: Any) -> Tensor:
+    """Return the logits of an output, those of the last position if there are several."""
+    if not isinstance(output, Tensor):
+        if isinstance(output, Mapping):
+            first = [output[name] for name in EXPLAINED if isinstance(output.get(name), Tensor)]
+            output = first or list(output.values())
+        floating = [value for value in tree_leaves(output) if isinstance(value, Tensor) and value.is_floating_point()]
+        output = next((value for value in floating if value.requires_grad), floating[0])
+    return output[:, -1] if output.dim() == 3 else output
+
+
+def explain(
+    model: Any, inputs: Any, composite: Any, index: int, form: str, added: ConstantLeaves | None = None
+) -> tuple[list[Tensor], Tensor]:
+    """Return the relevance of every leaf, then of constants that a forward adds, if they are asked for; and the logits."""
+    leaves = Leaves(model, inputs)
+    composite = input_x_gradient(composite) if form == "gradient" else composite
+    with warnings.catch_warnings(), composite.context(model), added or nullcontext():
+        warnings.simplefilter("ignore")
+        logits = explained(leaves())
+        sources = [*leaves.values, *(added.values if added else ())]
+        chosen = logits.reshape(-1)[index]
+        start = torch.ones_like(chosen) if form == "gradient" else chosen.detach()
+        signals = torch.autograd.grad(chosen, sources, start, allow_unused=True)
+    relevances = [
+        torch.zeros_like(value) if signal is None else signal * value.detach() if form == "gradient" else signal
+        for value, signal in zip(sources, signals, strict=True)
+    ]
+    # masks of -inf have no signal, and no relevance
+    return [value.detach().nan_to_num(0.0) if added else value for value in relevances], logits.detach()
+
+
+def total(relevances: list[Tensor]) -> float:
+    """Return the sum of all relevance."""
+    return sum(float(relevance.double().sum()) for relevance in relevances)
+
+
+def difference(got: list[Tensor], expected: list[Tensor]) -> float:
+    """Return the largest difference of two explanations, relative to the largest relevance."""
+    largest = max(float(value.abs().max()) for value in expected)
+    return max(float((a - b).abs().max()) for a, b in zip(got, expected, strict=True)) / largest
+
+
+def computes_in_float32(logits: Tensor) -> bool:
+    """Tell whether a node of a float64 graph is of a smaller type, so that its rounding is to be expected."""
+    seen, waiting = set(), [logits.grad_fn]
+    while waiting:
+        node = waiting.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        if any(data is not None and data.dtype in (torch.float32, torch.complex64) for data in node._input_metadata):
+            return True
+        waiting.extend(before for before, _ in node.next_functions)
+    return False
+
+
+@contextmanager
+def refusals() -> Iterator[None]:
+    """Turn what strict mode raises into :class:`Refused`, with operation and module."""
+    try:
+        yield
+    except UnknownOperationError as error:
+        found = re.search(r"no rule is known for (\S+), called in '(.*?)' \((\w+)\)", str(error))
+        raise Refused("{0} in {1} ({2})".format(*found.groups()) if found else str(error)) from error
+
+
+def check(model: Any, inputs: dict[str, Any]) -> dict[str, Any]:
+    """Return what explanations of a model do, a dict with status, leak, limit and notes.
+
+    Parameters
+    ----------
+    model : torch.nn.Module
+        Model in eval mode, in float64 or float32; it is changed.
+    inputs : dict
+        Arguments of its forward, floating-point ones of its type.
+    """
+    model.requires_grad_(False)
+    single = next(model.parameters()).dtype == torch.float32
+    leaves = Leaves(model, inputs)
+    plain = explained(leaves())
+    if not plain.requires_grad:
+        return {"status": "cannot be built", "note": "its output does not depend on floating-point inputs"}
+    if not bool(plain.isfinite().all()):
+        return {"status": "cannot be built", "note": "its random weights give outputs that are not finite"}
+    limit = 1e-3 if single else 1e-4 if computes_in_float32(plain) else 1e-6
+    index, plain = int(plain.abs().argmax()), plain.detach()
+    with refusals():
+        added = ConstantLeaves()
+        everything, logits = explain(model, inputs, CPLRPComposite(strict=True), index, "gradient", added)
+        relevance = explain(model, inputs, CPLRPComposite(strict=True), index, "gradient")[0]
+    logit = float(logits.reshape(-1)[index])
+    result = {
+        "leak": abs(total(everything) - logit) / abs(logit),
+        "constants": abs(total(everything[len(relevance) :]) / logit),
+        "limit": limit,
+        "logit": logit,
+        "forward": float((logits - plain).abs().max() / plain.abs().max()),
+    }
+    with refusals():
+        other = explain(model, inputs, CPLRPComposite(strict=True), index, "relevance")[0]
+        result["forms"] = difference(other, relevance)
+        result |= check_attnlrp(model, inputs, index)
+    result["status"] = "conserves" if result["leak"] <= limit else "leaks"
+    return result
+
+
+def check_attnlrp(model: Any, inputs: Any, index: int) -> dict[str, float]:
+    """Return the differences of AttnLRP between its forms, and between eager and fused attention."""
+    gradient = explain(model, inputs, AttnLRPComposite(strict=True), index, "gradient")[0]
+    relevance = explain(model, inputs, AttnLRPComposite(strict=True), index, "relevance")[0]
+    result = {"attnlrp forms": difference(relevance, gradient)}
+    implementation = getattr(getattr(model, "config", None), "_attn_implementation", None)
+    if implementation == "sdpa":
+        model.set_attn_implementation("eager")
+        eager = explain(model, inputs, AttnLRPComposite(strict=True), index, "gradient")[0]
+        result["eager"] = difference(eager, gradient)
+    return result
