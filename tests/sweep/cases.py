@@ -50,6 +50,11 @@ def build(case: str) -> tuple[Any, dict[str, Any]]:
     torch.manual_seed(0)
     task, kind = case.split("/", 1)
     config = tiny_config(CONFIG_MAPPING[kind])
+    if task == "causal-lm" and kind.startswith("musicgen"):
+        # the mapping names the decoder's class, which takes the decoder's configuration
+        config = config.decoder
+    if task == "causal-lm" and kind == "reformer":
+        config.is_decoder = True
     model = getattr(transformers, TASKS[task][0]).from_config(config).eval()
     randomise(model)
     zero_constants(model)

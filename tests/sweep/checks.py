@@ -26,7 +26,7 @@ EXPLAINED = ("logits", "logits_per_image", "itm_score", "start_logits", "predict
 CONSTANTS = re.compile(
     r"bias|position|pos_emb|pos_embed|(^|[._])wpe([._]|$)|(^|[._])pe$|token_type|segment_emb|cls_token|class_emb|class_token"
     r"|mask_token|masked_spec_embed|dist_token|distillation|register|storage_tokens|query_tokens|latent"
-    r"|image_newline|view_sep|prompt|probe$|running_mean|type_embed|positional|(^|\.)cls$|embed_positions"
+    r"|image_newline|view_sep|prompt|probe$|running_mean|type_embed|positional|(^|\.)cls$|embed_positions|decoder\.ngram_embeddings"
 )
 #: Embeddings that are no inputs: their values are constants, or only weights of an attention.
 NO_INPUT = re.compile(r"bias|position|wpe|token_type|segment|relative|pos_emb|type_embed|rel_", re.IGNORECASE)
@@ -40,6 +40,10 @@ ADDITIONS = {
     )
     for name in names
 }
+
+
+#: Names of floating-point arguments that are explained: others are coordinates.
+EXPLAINABLE = re.compile(r"^input|pixel|feat|values|embeds|^x$|audio")
 
 
 class Refused(Exception):
@@ -79,6 +83,12 @@ def zero_constants(model: torch.nn.Module) -> None:
                 continue
             if CONSTANTS.search(f"{name}.{key}"):
                 tensor.data.zero_()
+
+
+def embeds(module: torch.nn.Module) -> bool:
+    """Tell whether a module is a table that is looked up."""
+    weight = getattr(module, "weight", None)
+    return isinstance(weight, Tensor) and weight.dim() == 2 and next(module.children(), None) is None
 
 
 class ConstantLeaves(TorchFunctionMode):
@@ -133,12 +143,13 @@ class Leaves:
         """Run the model on its leaves."""
         self.values.clear()
         handles = [
-            module.register_forward_hook(lambda _, args, output: self.leaf(output), prepend=True)
+            module.register_forward_hook(lambda _, args, output: tree_map(self.leaf, output), prepend=True)
             for name, module in self.model.named_modules()
-            if isinstance(module, torch.nn.Embedding) and not NO_INPUT.search(name)
+            if type(module).__name__.endswith("Embedding") and embeds(module) and not NO_INPUT.search(name)
         ]
+        inputs = {name: self.leaf(value) if EXPLAINABLE.search(name) else value for name, value in self.inputs.items()}
         try:
-            return self.model(**tree_map(self.leaf, dict(self.inputs)))
+            return self.model(**inputs)
         finally:
             for handle in handles:
                 handle.remove()

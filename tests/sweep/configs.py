@@ -18,7 +18,8 @@ WIDTH, HEADS, HEAD_WIDTH, HIDDEN, VOCABULARY, POSITIONS, IMAGE = 64, 4, 16, 128,
 #: Pattern of a field's name, and its tiny value or a function of its default; the first that fits decides.
 SIZES: list[tuple[str, Any]] = [
     # not sizes, whatever their names look like
-    (r"_ratio$|_rate$|_factor$|_std$|vision_feature_layer|_act$|chunk_size_feed_forward|rescale_every", None),
+    (r"num_conv_pos_embedding_groups", 4),
+    (r"_ratio$|_rate$|[a-z]{5}_groups$|^[qkv]_groups$|_factor$|_std$|vision_feature_layer|_act$|chunk_size_feed_forward|rescale_every", None),
     (r"num_(nextn_predict|mtp)_layers|num_kv_shared_layers|num_mem_blocks|num_adapter_layers", None),
     (r"^(spatial_merge_size|temporal_patch_size|num_hidden_groups|inner_group_num|type_vocab_size)$", None),
     (r"^(spatial_vision_layer|max_window_layers|conditional_layer|num_codebooks|num_conv_layers)$", None),
@@ -34,7 +35,7 @@ SIZES: list[tuple[str, Any]] = [
     # experts
     (r"^(num|n|moe_num)_?(routed_|local_)?experts$|^zero_expert_num$", lambda v: min(v, 4)),
     (r"experts_per_tok|moe_top_?k|moe_k$|^top_?k$", lambda v: min(v, 2)),
-    (r"^n_group$", lambda v: min(v, 2)),
+    (r"^(mamba_)?n_?groups$|^n_group$", lambda v: min(v, 2)),
     (r"^topk_group$", 1),
     (r"lora_rank|^laurel_rank|_rank$", 16),
     # heads
@@ -49,10 +50,9 @@ SIZES: list[tuple[str, Any]] = [
     (r"(_dim|_dims|_channels|_units|hidden_size|embed_hidden_size|projection_size)$", lambda v: widths(v) if largest(v) > 32 else None),
     # positions, windows, chunks
     (r"^(num_conv_pos_embeddings)$", 16),
-    (r"^(num_conv_pos_embedding_groups)$", 4),
     (r"max_source_positions", 32),
     (r"max_\w*position|^n_positions$|^n_ctx$|max_seq_len|context_length|^max_pos_emb$|position_embedding_size", lambda v: min(v, POSITIONS) if v > 0 else None),
-    (r"sliding_window(_size)?$|local_attention$|attention_window_size|attention_chunk_size|keep_window_size", 4),
+    (r"sliding_window(_size)?$|local_attention$|attention_window_size|attention_chunk_size|^attention_window$|keep_window_size", 4),
     (r"^window_size$", lambda v: 4 if not isinstance(v, (list, tuple)) else None),
     (r"chunk_size$|block_size$|segment_means_seq_len|index_block_size", lambda v: min(v, 8) if v > 0 else None),
     (r"index_topk|num_latents|n_latents|num_query_tokens|latent_query_num|prompt_length|query_num", lambda v: min(v, 4)),
@@ -61,7 +61,7 @@ SIZES: list[tuple[str, Any]] = [
     (r"^patch_size$", lambda v: min(v, 8) if isinstance(v, int) else [min(p, 8) for p in v] if len(v) == 2 else None),
 ]
 #: Fields of which the default is None, and what they need if the class does not derive it.
-FILLED = {"head_dim": HEAD_WIDTH, "num_experts_per_tok": 2, "n_routed_experts": 4, "n_shared_experts": 1}
+FILLED = {"head_dim": HEAD_WIDTH, "num_experts_per_tok": 2, "n_routed_experts": 4, "n_shared_experts": 1, "vocab_size": VOCABULARY}
 COMPILED = [(re.compile(pattern), value) for pattern, value in SIZES]
 TOKEN = re.compile(r"(_token_id|_token_index|_index|_token|_id|_token_ids)$")
 
@@ -175,15 +175,15 @@ def tiny_config(kind: type, given: dict[str, Any] | None = None) -> Any:
     values = {field.name: default_of(field) for field in dataclasses.fields(kind) if field.init}
     values.update(given or {})
     changes = dict(given or {})
-    changes.update(OVERRIDES.get(kind.model_type, {}))
+    changes.update(OVERRIDES.get(kind.__name__, {}))
     children = set(getattr(kind, "sub_configs", None) or {})
     for name in values:
-        if name in children or name in OVERRIDES.get(kind.model_type, {}):
+        if name in children or name in OVERRIDES.get(kind.__name__, {}):
             continue
         small = tiny_value(name, values)
         if small is not None:
             changes[name] = small
-    changes.update({k: v for k, v in token_ids(list(values), values).items() if k not in OVERRIDES.get(kind.model_type, {})})
+    changes.update({k: v for k, v in token_ids(list(values), values).items() if k not in OVERRIDES.get(kind.__name__, {})})
     changes.update(tiny_children(kind, changes))
     return kind(**changes)
 
@@ -206,14 +206,51 @@ def tiny_children(kind: type, changes: dict[str, Any]) -> dict[str, Any]:
 def own_fields(config: Any) -> dict[str, Any]:
     """Return the fields in which a sub-configuration differs from the defaults of its class."""
     names = [field.name for field in dataclasses.fields(type(config)) if field.init]
-    plain = type(config)()
+    children = getattr(type(config), "sub_configs", None) or {}
+    chosen, plain = config.to_dict(), type(config)().to_dict()
+    # lists of words say what each of the layers is, and the tiny model has fewer
     return {
-        name: getattr(config, name)
+        name: chosen[name]
         for name in names
-        if name not in (getattr(type(config), "sub_configs", None) or {})
-        and getattr(config, name, None) != getattr(plain, name, None)
+        if name not in children
+        and name != "per_layer_config"
+        and chosen.get(name) != plain.get(name) and not is_words(chosen.get(name))
     }
 
 
-#: What names cannot tell, by model type.
-OVERRIDES: dict[str, dict[str, Any]] = {}
+def is_words(value: Any) -> bool:
+    """Tell whether a value is a list of words."""
+    return isinstance(value, (list, tuple)) and bool(value) and all(isinstance(item, str) for item in value)
+
+
+FULL = {"full_attention": {"rope_type": "default", "rope_theta": 10000.0}}
+
+#: What names cannot tell, by the name of the configuration's class.
+OVERRIDES: dict[str, dict[str, Any]] = {
+    # a rotary embedding for each kind of layer
+    "CohereCompassTextConfig": {"rope_parameters": FULL},
+    # the class lacks a field that its model reads
+    "DbrxAttentionConfig": {"rope_theta": 10000.0, "clip_qkv": 8.0},
+    # layers that share keys and values need one of their kind that does not
+    "Gemma3nTextConfig": {"layer_types": ["sliding_attention", "full_attention"] * 2, "num_kv_shared_layers": 1},
+    # kinds of layers, as many as there are layers
+    "GPTNeoConfig": {"attention_types": [[["global", "local"], 2]]},
+    "BambaConfig": {"attn_layer_indices": [1, 3]},
+    "GraniteMoeHybridConfig": {"layer_types": ["linear_attention", "full_attention"] * 2},
+    "Lfm2MoeConfig": {"layer_types": ["conv", "full_attention"] * 2},
+    "ZambaConfig": {"layers_block_type": ["linear_attention", "hybrid"] * 2},
+    "Zamba2Config": {"layers_block_type": ["linear_attention", "hybrid"] * 2},
+    # sizes that have to fit each other
+    "LongcatFlashConfig": {"head_dim": 8},
+    "Mamba2Config": {"num_heads": 8},
+    "NemotronConfig": {"num_key_value_heads": 2},
+    "ReformerConfig": {"axial_pos_shape": [8, 8], "axial_pos_embds_dim": [32, 32]},
+    "Qwen4ExpTextConfig": {
+        "indexer_n_heads": 2, "indexer_kv_heads": 1, "indexer_head_dim": 16, "indexer_budget": 4, "indexer_compress_ratio": 2,
+    },
+    "NystromformerConfig": {"num_landmarks": 2, "segment_means_seq_len": 6},
+    "LayoutLMv3Config": {"coordinate_size": 8, "shape_size": 16},
+    "LiltConfig": {"hidden_size": 96},
+    "T5Config": {"decoder_start_token_id": 0},
+    "XmodConfig": {"default_language": "en_XX"},
+}

@@ -77,6 +77,10 @@ def inputs_of(model: Any, task: str) -> dict[str, Any]:
         inputs["input_features"] = features(model, config)
     if "decoder_input_ids" in names and ("seq2seq" in task or task == "image-text-to-text"):
         inputs["decoder_input_ids"] = token_ids(config, 3)
+    if "bbox" in names:
+        inputs["bbox"] = torch.tensor([[[1, 2, 3, 4]] * TOKENS])
+        if config.model_type == "bros":
+            inputs["bbox"] = inputs["bbox"] / 10
     if "use_cache" in names:
         inputs["use_cache"] = False
     return inputs
