@@ -5,6 +5,7 @@ A case is named ``group/architecture``; :func:`run` builds it and checks it.
 
 from __future__ import annotations
 
+import functools
 import time
 import traceback
 from typing import Any
@@ -40,21 +41,37 @@ TASKS = {
 }
 
 
+#: Settings that only one task of a model type needs.
+SETTINGS = {
+    "causal-lm/reformer": {"is_decoder": True},
+    "zero-shot-image/blip-2": {"qformer_config.use_qformer_text_input": True},
+}
+
+
 def all_cases() -> list[str]:
     """Return the names of all cases."""
-    return [f"{task}/{kind}" for task, (_, names) in TASKS.items() for kind in getattr(modeling_auto, names)]
+    cases = []
+    for task, (_, names) in TASKS.items():
+        for kind, classes in getattr(modeling_auto, names).items():
+            several = isinstance(classes, tuple) and len(classes) > 1
+            cases += [f"{task}/{kind}:{name}" for name in classes] if several else [f"{task}/{kind}"]
+    return cases
 
 
 def build(case: str) -> tuple[Any, dict[str, Any]]:
     """Return the tiny model of a case in float64, without additive constants, and its inputs."""
     torch.manual_seed(0)
     task, kind = case.split("/", 1)
+    kind, _, name = kind.partition(":")
     config = tiny_config(CONFIG_MAPPING[kind])
-    if task == "causal-lm" and kind.startswith("musicgen"):
+    if case in ("causal-lm/musicgen", "causal-lm/musicgen_melody"):
         # the mapping names the decoder's class, which takes the decoder's configuration
         config = config.decoder
-    if task == "causal-lm" and kind == "reformer":
-        config.is_decoder = True
+    for field, value in SETTINGS.get(case, {}).items():
+        *path, last = field.split(".")
+        setattr(functools.reduce(getattr, path, config), last, value)
+    if name:
+        config.architectures = [name]
     model = getattr(transformers, TASKS[task][0]).from_config(config).eval()
     randomise(model)
     zero_constants(model)

@@ -6,6 +6,7 @@ Nothing here knows an architecture. Constants are recognised by their names, see
 from __future__ import annotations
 
 import re
+import traceback
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
@@ -24,9 +25,9 @@ EXPLAINED = ("logits", "logits_per_image", "itm_score", "start_logits", "predict
 
 #: Names of parameters, buffers and tensor attributes that are added to what depends on the input.
 CONSTANTS = re.compile(
-    r"bias|position|pos_emb|pos_embed|(^|[._])wpe([._]|$)|(^|[._])pe$|token_type|segment_emb|cls_token|class_emb|class_token"
-    r"|mask_token|masked_spec_embed|dist_token|distillation|register|storage_tokens|query_tokens|latent"
-    r"|image_newline|view_sep|prompt|probe$|running_mean|type_embed|positional|(^|\.)cls$|embed_positions|decoder\.ngram_embeddings"
+    r"bias|position|pos_emb|pos_embed|^wpe|(^|\.)pe$|token_type|segment_emb|cls_token|class_emb|class_token|mask_token"
+    r"|masked_spec_embed|dist_token|distillation|register_tokens|storage_tokens|query_tokens|latents|image_newline"
+    r"|view_sep|prompt|probe$|running_mean|type_embed|(^|\.)cls$|ngram_embeddings"
 )
 #: Embeddings that are no inputs: their values are constants, or only weights of an attention.
 NO_INPUT = re.compile(r"bias|position|wpe|token_type|segment|relative|pos_emb|type_embed|rel_", re.IGNORECASE)
@@ -81,7 +82,8 @@ def zero_constants(model: torch.nn.Module) -> None:
         for key, tensor in own.items():
             if tensor is None or not tensor.is_floating_point() or "inv_freq" in key:
                 continue
-            if CONSTANTS.search(f"{name}.{key}"):
+            # the name of the innermost module counts: that of a whole model may be anything
+            if CONSTANTS.search(f"{name.rsplit('.', 1)[-1]}.{key}"):
                 tensor.data.zero_()
 
 
@@ -214,12 +216,17 @@ def computes_in_float32(logits: Tensor) -> bool:
 
 @contextmanager
 def refusals() -> Iterator[None]:
-    """Turn what strict mode raises into :class:`Refused`, with operation and module."""
+    """Turn what strict mode, or the package by its own word, refuses into :class:`Refused`."""
     try:
         yield
     except UnknownOperationError as error:
         found = re.search(r"no rule is known for (\S+), called in '(.*?)' \((\w+)\)", str(error))
         raise Refused("{0} in {1} ({2})".format(*found.groups()) if found else str(error)) from error
+    except (RuntimeError, ValueError, TypeError) as error:
+        frames = traceback.extract_tb(error.__traceback__)
+        if "zennit_attn" not in frames[-1].filename or "expected" not in str(error):
+            raise
+        raise Refused(str(error)) from error
 
 
 def check(model: Any, inputs: dict[str, Any]) -> dict[str, Any]:
