@@ -6,13 +6,16 @@ A case is named ``group/architecture``; :func:`run` builds it and checks it.
 from __future__ import annotations
 
 import functools
+import re
 import time
 import traceback
 from typing import Any
 
+import timm
 import torch
+import torchvision
 import transformers
-from checks import Refused, check, randomise, zero_constants
+from checks import Refused, call, check, randomise, zero_constants
 from configs import tiny_config
 from inputs import inputs_of
 from torch.utils._pytree import tree_map
@@ -55,13 +58,31 @@ def all_cases() -> list[str]:
         for kind, classes in getattr(modeling_auto, names).items():
             several = isinstance(classes, tuple) and len(classes) > 1
             cases += [f"{task}/{kind}:{name}" for name in classes] if several else [f"{task}/{kind}"]
+    cases += [f"torchvision/{name}" for name in torchvision.models.list_models(module=torchvision.models)]
+    cases += [f"timm/{family}" for family in timm.list_modules()]
     return cases
 
 
 def build(case: str) -> tuple[Any, dict[str, Any]]:
-    """Return the tiny model of a case in float64, without additive constants, and its inputs."""
+    """Return the tiny model of a case, without additive constants, and its inputs."""
     torch.manual_seed(0)
-    task, kind = case.split("/", 1)
+    group, kind = case.split("/", 1)
+    if group == "torchvision":
+        model, inputs = build_torchvision(kind)
+    elif group == "timm":
+        model, inputs = build_timm(kind)
+    else:
+        model = build_transformers(group, kind)
+        inputs = None
+    model.eval()
+    randomise(model)
+    zero_constants(model)
+    return model, inputs_of(model, group) if inputs is None else inputs
+
+
+def build_transformers(task: str, kind: str) -> Any:
+    """Return the model of a task and a model type, or of one of its classes, ``type:class``."""
+    case = f"{task}/{kind}"
     kind, _, name = kind.partition(":")
     config = tiny_config(CONFIG_MAPPING[kind])
     if case in ("causal-lm/musicgen", "causal-lm/musicgen_melody"):
@@ -72,10 +93,51 @@ def build(case: str) -> tuple[Any, dict[str, Any]]:
         setattr(functools.reduce(getattr, path, config), last, value)
     if name:
         config.architectures = [name]
-    model = getattr(transformers, TASKS[task][0]).from_config(config).eval()
-    randomise(model)
-    zero_constants(model)
-    return model, inputs_of(model, task)
+    return getattr(transformers, TASKS[task][0]).from_config(config)
+
+
+def build_torchvision(name: str) -> tuple[Any, dict[str, Any]]:
+    """Return a classification model of torchvision, and the smallest image that it takes."""
+    sizes = {"inception_v3": 96, "maxvit_t": 224}
+    size = sizes.get(name, 64)
+    options: dict[str, Any] = {"num_classes": 10, "weights": None}
+    if name.startswith("vit"):
+        size = 14 * 4 if name.endswith("14") else 64
+        options["image_size"] = size
+    if name in ("inception_v3", "googlenet"):
+        options |= {"init_weights": False, "aux_logits": False}
+    return torchvision.models.get_model(name, **options), {"x": torch.randn(1, 3, size, size)}
+
+
+def families() -> dict[str, str]:
+    """Return the smallest model of each of timm's families, as its name tells."""
+    return {family: min(timm.list_models(module=family), key=smallness) for family in timm.list_modules()}
+
+
+def smallness(name: str) -> tuple[int, int, str]:
+    """Return a key by which models are sorted by their size: words for small first, then small numbers."""
+    words = "test atto femto pico zepto nano xxtiny xxsmall xxs xtiny xsmall xs tiny mini small s0 m0 b0 t0 b1 xx_small x_small ti s".split()
+    parts = re.split(r"[_\W]", name)
+    rank = min((words.index(part) for part in parts if part in words), default=len(words))
+    numbers = [int(number) for number in re.findall(r"\d+", name)]
+    return rank, max(numbers, default=0), name
+
+
+def build_timm(family: str) -> tuple[Any, dict[str, Any]]:
+    """Return the smallest model of a family of timm, and an image as small as it takes."""
+    name = families()[family]
+    wanted = timm.get_pretrained_cfg(name).input_size
+    for size in (64, 128, wanted[-1]):
+        for options in ({"img_size": size}, {}):
+            try:
+                model = timm.create_model(name, num_classes=10, **options).eval()
+                image = torch.randn(1, wanted[0], size, size)
+                with torch.no_grad():
+                    if bool(model(image).isfinite().all()):
+                        return model, {"x": image}
+            except Exception as error:
+                failure = error
+    raise failure
 
 
 def run(case: str) -> dict[str, Any]:
@@ -108,7 +170,7 @@ def in_float64(model: Any, inputs: dict[str, Any]) -> tuple[Any, dict[str, Any]]
         model, given = model.to(dtype), tree_map(lambda value: cast(value, dtype), inputs)
         try:
             with torch.no_grad():
-                model(**given)
+                call(model, given)
             return model, given
         except Exception as error:
             failure = error

@@ -87,6 +87,11 @@ def zero_constants(model: torch.nn.Module) -> None:
                 tensor.data.zero_()
 
 
+def call(model: torch.nn.Module, inputs: dict[str, Any]) -> Any:
+    """Call a model with keyword arguments, or with one tensor that has no name."""
+    return model(inputs["x"]) if set(inputs) == {"x"} else model(**inputs)
+
+
 def embeds(module: torch.nn.Module) -> bool:
     """Tell whether a module is a table that is looked up."""
     weight = getattr(module, "weight", None)
@@ -151,7 +156,7 @@ class Leaves:
         ]
         inputs = {name: self.leaf(value) if EXPLAINABLE.search(name) else value for name, value in self.inputs.items()}
         try:
-            return self.model(**inputs)
+            return call(self.model, inputs)
         finally:
             for handle in handles:
                 handle.remove()
