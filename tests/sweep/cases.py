@@ -128,7 +128,7 @@ def build_timm(family: str) -> tuple[Any, dict[str, Any]]:
     name = families()[family]
     wanted = timm.get_pretrained_cfg(name).input_size
     for size in (64, 128, wanted[-1]):
-        for options in ({"img_size": size}, {}):
+        for options in ({"img_size": size, "depth": 4}, {"img_size": size}, {}):
             try:
                 model = timm.create_model(name, num_classes=10, **options).eval()
                 image = torch.randn(1, wanted[0], size, size)

@@ -26,7 +26,7 @@ EXPLAINED = ("logits", "logits_per_image", "itm_score", "start_logits", "predict
 #: Names of parameters, buffers and tensor attributes that are added to what depends on the input.
 CONSTANTS = re.compile(
     r"bias|position|pos_emb|pos_embed|^wpe|(^|\.)pe$|token_type|segment_emb|cls_token|class_emb|class_token|mask_token"
-    r"|masked_spec_embed|dist_token|distillation|register_tokens|storage_tokens|query_tokens|latents|image_newline"
+    r"|masked_spec_embed|dist_token|distillation|reg_token|register_tokens|storage_tokens|query_tokens|latents|image_newline|image_begin|image_end|image_sep|latent_query"
     r"|view_sep|prompt|probe$|running_mean|type_embed|(^|\.)cls$|ngram_embeddings"
 )
 #: Embeddings that are no inputs: their values are constants, or only weights of an attention.
@@ -47,6 +47,15 @@ ADDITIONS = {
 EXPLAINABLE = re.compile(r"^input|pixel|feat|values|embeds|^x$|audio")
 
 
+#: What else is compared, and how it is told.
+DIFFERENCES = {
+    "forward": "the forward changes",
+    "forms": "CP-LRP's forms differ",
+    "attnlrp forms": "AttnLRP's forms differ",
+    "eager": "eager and fused attention differ",
+}
+
+
 class Refused(Exception):
     """Strict mode refused the model."""
 
@@ -61,11 +70,11 @@ def randomise(model: torch.nn.Module) -> None:
         noise = torch.randn(data.shape, generator=generator).to(data.dtype)
         if not data.isfinite().all():
             data.copy_(noise * 0.1)
-        if data.ndim >= 2 and min(data.shape) > 1 and "A_log" not in name:
-            wanted = max(data[0].numel() if data.ndim != 3 else min(data.shape[1:]), 1) ** -0.5
+        if data.ndim >= 2 and "A_log" not in name:
+            wanted = max(data[0].numel() if data.ndim != 3 else max(data.shape[1:]), 1) ** -0.5
             if data.std() < wanted:
                 data.copy_(noise * wanted)
-        elif data.numel() > 1 and data.std() == 0:
+        elif data.numel() > 1 and data.max() == data.min():
             data.add_(0.1 * noise)
         elif data.numel() == 1 and data == 0:
             data.fill_(0.3)
@@ -85,6 +94,11 @@ def zero_constants(model: torch.nn.Module) -> None:
             # the name of the innermost module counts: that of a whole model may be anything
             if CONSTANTS.search(f"{name.rsplit('.', 1)[-1]}.{key}"):
                 tensor.data.zero_()
+
+
+def is_floating(value: Any) -> bool:
+    """Tell whether a value is a floating-point tensor."""
+    return isinstance(value, Tensor) and value.is_floating_point()
 
 
 def call(model: torch.nn.Module, inputs: dict[str, Any]) -> Any:
@@ -137,11 +151,13 @@ class Leaves:
     """
 
     def __init__(self, model: torch.nn.Module, inputs: Mapping[str, Any]) -> None:
-        self.model, self.inputs, self.values = model, inputs, []
+        self.model, self.inputs = model, inputs
+        self.values: list[Tensor] = []
+        self.names: list[str] = []
 
     def leaf(self, value: Any) -> Any:
         """Return a copy of a leaf made of a tensor."""
-        if not isinstance(value, Tensor) or not value.is_floating_point():
+        if not is_floating(value) or not value.numel():
             return value
         self.values.append(value.detach().clone().requires_grad_())
         return self.values[-1].clone()
@@ -154,7 +170,9 @@ class Leaves:
             for name, module in self.model.named_modules()
             if type(module).__name__.endswith("Embedding") and embeds(module) and not NO_INPUT.search(name)
         ]
-        inputs = {name: self.leaf(value) if EXPLAINABLE.search(name) else value for name, value in self.inputs.items()}
+        inputs = dict(self.inputs)
+        self.names = [name for name, value in inputs.items() if EXPLAINABLE.search(name) and is_floating(value)]
+        inputs.update((name, self.leaf(inputs[name])) for name in self.names)
         try:
             return call(self.model, inputs)
         finally:
@@ -254,6 +272,8 @@ def check(model: Any, inputs: dict[str, Any]) -> dict[str, Any]:
         return {"status": "cannot be built", "note": "its random weights give outputs that are not finite"}
     limit = 1e-3 if single else 1e-4 if computes_in_float32(plain) else 1e-6
     index, plain = int(plain.abs().argmax()), plain.detach()
+    if float(plain.abs().max()) == 0:
+        return {"status": "cannot be built", "note": "without additive constants its logits are exactly zero"}
     with refusals():
         added = ConstantLeaves()
         everything, logits = explain(model, inputs, CPLRPComposite(strict=True), index, "gradient", added)
@@ -266,11 +286,18 @@ def check(model: Any, inputs: dict[str, Any]) -> dict[str, Any]:
         "logit": logit,
         "forward": float((logits - plain).abs().max() / plain.abs().max()),
     }
+    unused = [name for name, value in zip(leaves.names, relevance, strict=False) if not bool(value.any())]
+    if unused:
+        result["note"] = f"{', '.join(unused)} get no relevance"
     with refusals():
         other = explain(model, inputs, CPLRPComposite(strict=True), index, "relevance")[0]
         result["forms"] = difference(other, relevance)
         result |= check_attnlrp(model, inputs, index)
-    result["status"] = "conserves" if result["leak"] <= limit else "leaks"
+    wrong = [name for name in ("forward", "forms", "attnlrp forms", "eager") if result.get(name, 0) > limit]
+    result["status"] = "leaks" if result["leak"] > limit else "disagrees" if wrong else "conserves"
+    if wrong:
+        described = "; ".join(f"{DIFFERENCES[name]} by {result[name]:.0e}" for name in wrong)
+        result["note"] = "; ".join(filter(None, (result.get("note"), described)))
     return result
 
 

@@ -30,7 +30,7 @@ def patch(value: Any) -> Any:
     """Return a patch size that divides the tiny image; those of several stages stay."""
     if isinstance(value, (list, tuple)):
         return [patch(item) for item in value] if len(value) == 2 else None
-    return 16 if value > 8 else 2 ** (value.bit_length() - 1)
+    return 16 if value > 8 else value
 
 
 def some(value: Any, size: int) -> Any:
@@ -95,7 +95,7 @@ SIZES: list[tuple[str, Any]] = [
     (r"max_source_positions", 32),
     (r"max_\w*position|^n_positions$|^n_ctx$|max_seq_len|context_length|^max_pos_emb$|position_embedding_size", at_most(POSITIONS)),
     (r"sliding_window(_size)?$|local_attention$|attention_window_size|attention_chunk_size|^attention_window$|keep_window_size", 4),
-    (r"^window_size$", lambda v: 2 if not isinstance(v, (list, tuple)) else None),
+    (r"^window_size$", lambda v: None if isinstance(v, (list, tuple)) else 64 if v > 64 else 2),
     (r"chunk_size$|block_size$|segment_means_seq_len|index_block_size", at_most(8)),
     (r"index_topk|num_latents|n_latents|num_query_tokens|latent_query_num|prompt_length|query_num", at_most(4)),
     # images
@@ -223,7 +223,7 @@ def own_fields(config: Any) -> dict[str, Any]:
         name: chosen[name]
         for name in names
         if name not in children
-        and name != "per_layer_config"
+        and name not in ("per_layer_config", "vocabulary_map")
         and chosen.get(name) != plain.get(name) and not is_words(chosen.get(name))
     }
 
@@ -236,6 +236,13 @@ def is_words(value: Any) -> bool:
 #: Mark of configurations that stay as they are, but for their overrides.
 KEEP = {"": True}
 FULL = {"full_attention": {"rope_type": "default", "rope_theta": 10000.0}}
+
+
+
+def multimodal_rope(*sections: int) -> dict[str, Any]:
+    """Return rotary parameters with a section of the tiny head for each of time, height and width."""
+    return {"rope_parameters": {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": list(sections)}}
+
 
 #: What names cannot tell, by the name of the configuration's class.
 OVERRIDES: dict[str, dict[str, Any]] = {
@@ -269,10 +276,44 @@ OVERRIDES: dict[str, dict[str, Any]] = {
     "FunAsrNanoAdaptorConfig": {"intermediate_size": WIDTH // 4},
     "MimiConfig": {"upsample_groups": WIDTH},
     "Gemma3Config": {"mm_tokens_per_image": 4},
-    "ShieldGemma2Config": {"mm_tokens_per_image": 4},
     # lists of the sizes of stages that have to fit each other: these models are small as they are
     **dict.fromkeys(("TextNetConfig", "HGNetV2Config", "MobileViTV2Config", "MobileViTConfig", "CvtConfig"), KEEP),
     "EfficientNetConfig": {**KEEP, "width_coefficient": 0.25, "depth_coefficient": 0.5, "hidden_dim": 320},
     "AlignVisionConfig": {**KEEP, "width_coefficient": 0.25, "depth_coefficient": 0.5, "hidden_dim": 320},
+    **dict.fromkeys(
+        (
+            "Qwen2VLTextConfig Qwen2_5_VLTextConfig Qwen2_5OmniTextConfig Glm4vTextConfig GlmOcrTextConfig "
+            "HunYuanVLTextConfig PaddleOCRTextConfig"
+        ).split(),
+        multimodal_rope(4, 2, 2),
+    ),
+    "Ernie4_5_VLMoeTextConfig": multimodal_rope(3, 3, 2),
+    "Glm4vMoeTextConfig": multimodal_rope(2, 1, 1),
+    # how many tokens become of the patches of a tiny image
+    "Cosmos3EdgeTextConfig": multimodal_rope(3, 3, 2),
+    "Blip2Config": {"image_token_id": 120},
+    "InstructBlipConfig": {"image_token_id": 120},
+    "InstructBlipVideoConfig": {"video_token_id": 120},
+    "MllamaVisionConfig": {"intermediate_layers_indices": [1, 2]},
+    "AlignConfig": {"projection_dim": 80},
+    "PerceiverConfig": {"num_cross_attention_heads": 1},
+    "ShieldGemma2Config": {"mm_tokens_per_image": 4, "yes_token_index": 50, "no_token_index": 51},
+    "VoxtralConfig": {"audio_token_id": 119},
+    "Qwen3ASREncoderConfig": {"n_window": 16},
+    "GraniteSpeechConfig": {"window_size": 15},
+    "GraniteSpeechPlusConfig": {"window_size": 15},
+    "MoonshineStreamingConfig": {"num_key_value_heads": HEADS},
+    "AriaConfig": {"projector_patch_to_query_dict": {16: 4}},
+    "T5Gemma2EncoderConfig": {"mm_tokens_per_image": 4},
+    "LlavaNextConfig": {"image_grid_pinpoints": [[IMAGE, IMAGE]]},
+    "LlavaNextVideoConfig": {"image_grid_pinpoints": [[IMAGE, IMAGE]]},
+    "LlavaOnevisionConfig": {"image_grid_pinpoints": [[IMAGE, IMAGE]]},
+    "VipLlavaConfig": {"vision_feature_layers": [-2, -3]},
+    "Molmo2AdapterConfig": {"vision_feature_layer": [-1, -2]},
+    "Llama4VisionConfig": {"intermediate_size": 256, "projector_input_dim": 64, "projector_output_dim": 64, "vision_output_dim": 64},
+    "Glm5NextTextConfig": {"index_kpool": 2},
+    "Step3p7TextConfig": {"sliding_window": 4},
+    "DeepseekOcr2TextConfig": {"mlp_layer_types": ["dense", "sparse"] * 2},
+    "DiffusionGemmaTextConfig": {"num_experts": 4, "top_k_experts": 2, "moe_intermediate_size": HIDDEN},
     "XmodConfig": {"default_language": "en_XX"},
 }

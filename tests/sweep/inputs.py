@@ -11,13 +11,13 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from configs import IMAGE
+from configs import IMAGE, WIDTH
 from torch import Tensor
 
 TOKENS = 6
 #: Fields of a configuration that hold the id of a token in the place of which an image or a sound comes.
 PLACEHOLDERS = {
-    "pixel_values": "image_token_id image_token_index media_token_id image_patch_id",
+    "pixel_values": "image_token_id image_token_index media_token_id image_patch_id video_token_id",
     "input_features": "audio_token_id audio_token_index speech_token_id",
     "input_values": "audio_token_id audio_token_index",
 }
@@ -105,6 +105,7 @@ def inputs_of(model: Any, task: str) -> dict[str, Any]:
     if "use_cache" in names:
         inputs["use_cache"] = False
     inputs.update(SPECIAL.get(config.model_type, lambda *_: {})(model, inputs))
+    inputs = {name: value for name, value in inputs.items() if value is not None}
     return with_placeholders(model, inputs, names)
 
 
@@ -129,7 +130,8 @@ def with_placeholders(model: Any, inputs: dict[str, Any], names: Any) -> dict[st
             found = MISMATCH.search(str(error))
             if not found or int(found[2]) == count:
                 break
-            count = int(found[2]) if int(found[1]) == count else int(found[2]) * count // int(found[1])
+            # some say how many numbers there are, not how many features
+            count = int(found[2]) // WIDTH if int(found[2]) >= 4 * WIDTH else int(found[2])
             continue
         break
     return inputs
@@ -138,7 +140,7 @@ def with_placeholders(model: Any, inputs: dict[str, Any], names: Any) -> dict[st
 def patches(model: Any, inputs: dict[str, Any]) -> dict[str, Any]:
     """Return pixels as a sequence of patches with their grid, as Siglip 2 takes them."""
     config = first(model.config, "vision_config", model.config)
-    width = config.num_channels * config.patch_size**2
+    width = getattr(config, "num_channels", 3) * config.patch_size**2
     return {
         "pixel_values": torch.randn(1, 16, width),
         "pixel_attention_mask": torch.ones(1, 16, dtype=torch.long),
@@ -146,15 +148,96 @@ def patches(model: Any, inputs: dict[str, Any]) -> dict[str, Any]:
     }
 
 
+def image(*shape: int) -> Tensor:
+    """Return a random image, with more dimensions before it."""
+    return torch.randn(*shape, 3, IMAGE, IMAGE)
+
+
+def one_of_several(model: Any, inputs: dict[str, Any]) -> dict[str, Any]:
+    """Return pixels with a dimension for several images, or tiles of one."""
+    return {"pixel_values": image(1, 1)}
+
+
+def tiles(model: Any, inputs: dict[str, Any]) -> dict[str, Any]:
+    """Return an image as a whole and as its one tile, with its size."""
+    return {"pixel_values": image(1, 2), "image_sizes": torch.tensor([[IMAGE, IMAGE]])}
+
+
+def sized(model: Any, inputs: dict[str, Any]) -> dict[str, Any]:
+    """Return pixels with the size of the image."""
+    return {"pixel_values": image(1), "image_sizes": torch.tensor([[IMAGE, IMAGE]])}
+
+
+def queries(model: Any, inputs: dict[str, Any]) -> dict[str, Any]:
+    """Return pixels with the instruction that a Q-Former reads."""
+    shape = (1, 1) if "video" in model.config.model_type else (1,)
+    return {"pixel_values": image(*shape), "qformer_input_ids": torch.tensor([[5, 9, 12]])}
+
+
 #: Arguments that only one model type has, by its name.
 SPECIAL: dict[str, Callable[[Any, dict[str, Any]], dict[str, Any]]] = {
     "bros": lambda model, inputs: {"bbox": inputs["bbox"] / 10},
     "siglip2": patches,
-    "dia": lambda model, inputs: {"decoder_input_ids": torch.randint(5, 60, (1, 3, model.config.decoder_config.num_channels))},
+    "pop2piano": lambda model, inputs: {"input_ids": None},
+    "speech-encoder-decoder": lambda model, inputs: {"input_features": None, "input_values": torch.randn(1, 2000)},
+    "fun_asr_nano": lambda model, inputs: {"input_features": torch.randn(1, 24, 560)},
+    "voxtral_realtime": lambda model, inputs: {"input_features": torch.randn(1, 128, 48)},
+    "kyutai_speech_to_text": lambda model, inputs: {
+        "input_ids": torch.randint(5, 60, (1, TOKENS, model.config.num_codebooks + 1))
+    },
+    "dia": lambda model, inputs: {
+        "decoder_input_ids": torch.randint(5, 60, (1, 3, model.config.decoder_config.num_channels))
+    },
     "lxmert": lambda model, inputs: {
         "visual_feats": torch.randn(1, 3, model.config.visual_feat_dim),
         "visual_pos": torch.rand(1, 3, model.config.visual_pos_dim),
     },
-    "videoprism": lambda model, inputs: {"pixel_values_videos": torch.randn(1, 2, 3, IMAGE, IMAGE)},
+    "videoprism": lambda model, inputs: {
+        "pixel_values_videos": image(1, getattr(model.config.vision_config, "num_frames", 2))
+    },
     "longformer": lambda model, inputs: {"global_attention_mask": torch.tensor([[1] + [0] * (TOKENS - 1)])},
 }
+
+
+def images(names: str, make: Callable[[Any, dict[str, Any]], dict[str, Any]]) -> None:
+    """Let some model types have an image of another form, in tasks with images."""
+    for name in names.split():
+        SPECIAL[name] = lambda model, inputs: make(model, inputs) if "pixel_values" in inputs else {}
+
+
+images("idefics2 idefics3 smolvlm", one_of_several)
+images(
+    "granite_docling",
+    lambda model, inputs: {"pixel_values": image(1, 1), "pixel_attention_mask": torch.ones(1, 1, IMAGE, IMAGE).long()},
+)
+images(
+    "idefics",
+    lambda model, inputs: {"pixel_values": image(1, 1), "image_attention_mask": torch.ones(1, TOKENS, 1).long()},
+)
+images(
+    "kosmos-2",
+    lambda model, inputs: {"image_embeds_position_mask": torch.tensor([[0, *[1] * model.config.latent_query_num, 0]])},
+)
+images("llava_next llava_next_video llava_onevision granite4_vision", tiles)
+images("mistral3 mistral_large4 lighton_ocr", sized)
+images("kimi_k25", lambda model, inputs: {"pixel_values": torch.randn(16, 3, 16, 16)})
+images("muse_glimmer muse_spark", lambda model, inputs: {"pixel_values": torch.randn(16, 1536)})
+images("nemotron_h_omni", lambda model, inputs: {"image_grid_hw": torch.tensor([[4, 4]])})
+images("molmo2", lambda model, inputs: {"pixel_values": torch.randn(1, 16, 768)})
+images("fuyu", lambda model, inputs: {"image_patches": torch.randn(1, 4, 768), "image_patches_indices": torch.tensor([[0, 1, 2, 3, -1, -1]])})
+images("instructblip instructblipvideo", queries)
+images("lfm2_vl lfm3_vl", patches)
+images("deepseek_vl_hybrid", lambda model, inputs: {"high_res_pixel_values": image(1)})
+images(
+    "mllama",
+    lambda model, inputs: {
+        "pixel_values": image(1, 1, model.config.vision_config.max_num_tiles),
+        "aspect_ratio_ids": torch.tensor([[1]]),
+        "aspect_ratio_mask": torch.ones(1, 1, model.config.vision_config.max_num_tiles, dtype=torch.long),
+    },
+)
+images(
+    "paddleocr_vl",
+    lambda model, inputs: {"pixel_values": torch.randn(16, 3, 16, 16)},
+)
+images("video_llama_3", lambda model, inputs: {"image_merge_sizes": torch.tensor([1])})
