@@ -87,7 +87,7 @@ def build_transformers(task: str, kind: str) -> Any:
     config = tiny_config(CONFIG_MAPPING[kind])
     if case in ("causal-lm/musicgen", "causal-lm/musicgen_melody"):
         # the mapping names the decoder's class, which takes the decoder's configuration
-        config = config.decoder
+        return getattr(transformers, getattr(modeling_auto, TASKS[task][1])[kind])(config.decoder)
     for field, value in SETTINGS.get(case, {}).items():
         *path, last = field.split(".")
         setattr(functools.reduce(getattr, path, config), last, value)

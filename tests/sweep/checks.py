@@ -107,9 +107,10 @@ def call(model: torch.nn.Module, inputs: dict[str, Any]) -> Any:
 
 
 def embeds(module: torch.nn.Module) -> bool:
-    """Tell whether a module is a table that is looked up."""
+    """Tell whether a module of another kind, a quantised one for instance, is a table that is looked up."""
+    named = type(module).__name__.endswith("Embedding") and next(module.children(), None) is None
     weight = getattr(module, "weight", None)
-    return isinstance(weight, Tensor) and weight.dim() == 2 and next(module.children(), None) is None
+    return named and isinstance(weight, Tensor) and weight.dim() == 2
 
 
 class ConstantLeaves(TorchFunctionMode):
@@ -168,7 +169,7 @@ class Leaves:
         handles = [
             module.register_forward_hook(lambda _, args, output: tree_map(self.leaf, output), prepend=True)
             for name, module in self.model.named_modules()
-            if type(module).__name__.endswith("Embedding") and embeds(module) and not NO_INPUT.search(name)
+            if (isinstance(module, torch.nn.Embedding) or embeds(module)) and not NO_INPUT.search(name)
         ]
         inputs = dict(self.inputs)
         self.names = [name for name, value in inputs.items() if EXPLAINABLE.search(name) and is_floating(value)]

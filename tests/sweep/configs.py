@@ -303,6 +303,8 @@ OVERRIDES: dict[str, dict[str, Any]] = {
     "GraniteSpeechConfig": {"window_size": 15},
     "GraniteSpeechPlusConfig": {"window_size": 15},
     "MoonshineStreamingConfig": {"num_key_value_heads": HEADS},
+    # some of its 42 layers differ, by their numbers
+    "Dots3NoteVisionConfig": {"num_hidden_layers": 42},
     "AriaConfig": {"projector_patch_to_query_dict": {16: 4}},
     "T5Gemma2EncoderConfig": {"mm_tokens_per_image": 4},
     "LlavaNextConfig": {"image_grid_pinpoints": [[IMAGE, IMAGE]]},

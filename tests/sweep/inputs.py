@@ -148,6 +148,11 @@ def patches(model: Any, inputs: dict[str, Any]) -> dict[str, Any]:
     }
 
 
+def codes(model: Any) -> dict[str, Any]:
+    """Return ids of a sound's codes, a row for each codebook."""
+    return {"input_ids": torch.randint(5, 60, (model.config.num_codebooks, TOKENS))}
+
+
 def image(*shape: int) -> Tensor:
     """Return a random image, with more dimensions before it."""
     return torch.randn(*shape, 3, IMAGE, IMAGE)
@@ -178,6 +183,10 @@ def queries(model: Any, inputs: dict[str, Any]) -> dict[str, Any]:
 SPECIAL: dict[str, Callable[[Any, dict[str, Any]], dict[str, Any]]] = {
     "bros": lambda model, inputs: {"bbox": inputs["bbox"] / 10},
     "siglip2": patches,
+    # it attends to every fourth of the characters
+    "canine": lambda model, inputs: {"input_ids": token_ids(model.config, 16)},
+    "musicgen_decoder": lambda model, inputs: codes(model),
+    "musicgen_melody_decoder": lambda model, inputs: codes(model),
     "pop2piano": lambda model, inputs: {"input_ids": None},
     "speech-encoder-decoder": lambda model, inputs: {"input_features": None, "input_values": torch.randn(1, 2000)},
     "fun_asr_nano": lambda model, inputs: {"input_features": torch.randn(1, 24, 560)},
