@@ -15,9 +15,9 @@ import timm
 import torch
 import torchvision
 import transformers
-from checks import Refused, call, check, randomise, zero_constants
-from configs import tiny_config
-from inputs import inputs_of
+from sweep.checks import Refused, call, check, randomise, zero_constants
+from sweep.configs import tiny_config
+from sweep.inputs import inputs_of
 from torch.utils._pytree import tree_map
 from transformers.models.auto import modeling_auto
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING

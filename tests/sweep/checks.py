@@ -54,6 +54,7 @@ DIFFERENCES = {
     "attnlrp forms": "AttnLRP's forms differ",
     "eager": "eager and fused attention differ",
 }
+JOININGS = {torch.cat, torch.concat, torch.concatenate, torch.stack, torch.hstack, torch.vstack}
 
 
 class Refused(Exception):
@@ -114,7 +115,7 @@ def embeds(module: torch.nn.Module) -> bool:
 
 
 class ConstantLeaves(TorchFunctionMode):
-    """Make a leaf of every constant that is added to something that depends on the input.
+    """Make a leaf of every constant that is added to, or joined with, something that depends on the input.
 
     A ``(up + 1)`` in a model's forward gets its share of the relevance, and no parameter that could be zeroed.
     """
@@ -123,16 +124,22 @@ class ConstantLeaves(TorchFunctionMode):
         super().__init__()
         self.values: list[Tensor] = []
 
+    def leaf(self, constant: Any, other: Tensor) -> Tensor:
+        """Return a leaf of a constant, of the type of what it is joined with."""
+        self.values.append(torch.as_tensor(constant).to(other.dtype, copy=True).requires_grad_())
+        return self.values[-1]
+
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
         if func in ADDITIONS and len(args) == 2 and depends(args[0]) != depends(args[1]):
             place = 0 if depends(args[1]) else 1
-            constant, other = args[place], args[1 - place]
-            if not (place == 0 and isinstance(constant, Tensor) and func.__name__.endswith(("add_", "__iadd__"))):
-                leaf = torch.as_tensor(constant).to(other.dtype, copy=True).requires_grad_()
-                self.values.append(leaf)
-                args = (leaf, other) if place == 0 else (other, leaf)
-        return func(*args, **kwargs)
+            # a constant that is written into stays what it is
+            if place == 1 or not func.__name__.endswith(("add_", "__iadd__")):
+                leaf = self.leaf(args[place], args[1 - place])
+                args = (leaf, args[1]) if place == 0 else (args[0], leaf)
+        elif func in JOININGS and args and any(map(depends, args[0])):
+            first = next(filter(depends, args[0]))
+            args = ([value if depends(value) else self.leaf(value, first) for value in args[0]], *args[1:])
+        return func(*args, **(kwargs or {}))
 
 
 def depends(value: Any) -> bool:

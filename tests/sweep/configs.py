@@ -16,9 +16,12 @@ import transformers
 
 WIDTH, HEADS, HEAD_WIDTH, HIDDEN, VOCABULARY, POSITIONS, IMAGE = 64, 4, 16, 128, 128, 64, 64
 
+
 def at_most(limit: int) -> Callable[[Any], Any]:
     """Return a function that limits a number, or each of a list; negative ones mean something else."""
-    return lambda value: [at_most(limit)(item) for item in value] if isinstance(value, (list, tuple)) else min(value, limit)
+    return lambda value: (
+        [at_most(limit)(item) for item in value] if isinstance(value, (list, tuple)) else min(value, limit)
+    )
 
 
 def largest(value: Any) -> int:
@@ -61,7 +64,10 @@ def widths(value: Any) -> Any:
 SIZES: list[tuple[str, Any]] = [
     # not sizes, whatever their names look like
     (r"num_conv_pos_embedding_groups", 4),
-    (r"_ratio$|_rate$|[a-z]{5}_groups$|^[qkv]_groups$|_factor$|_std$|vision_feature_layer|_act$|chunk_size_feed_forward|rescale_every", None),
+    (
+        r"_ratio$|_rate$|[a-z]{5}_groups$|^[qkv]_groups$|_factor$|_std$|vision_feature_layer|_act$|chunk_size_feed_forward|rescale_every",
+        None,
+    ),
     (r"num_(nextn_predict|mtp)_layers|num_kv_shared_layers|num_mem_blocks|num_adapter_layers", None),
     (r"^(spatial_merge_size|temporal_patch_size|num_hidden_groups|inner_group_num|type_vocab_size)$", None),
     (r"^(spatial_vision_layer|max_window_layers|conditional_layer|num_codebooks|num_conv_layers)$", None),
@@ -72,7 +78,10 @@ SIZES: list[tuple[str, Any]] = [
     (r"first_k_dense_replace|moe_layer_start_index|num_dense_layers|insert_layer_id|altup_active_idx", at_most(1)),
     (r"(interval|_period|every_n_layers|_frequency|sparse_step|sliding_window_pattern|layer_group_size)$", at_most(2)),
     (r"attn_layer_offset|expert_layer_offset", at_most(1)),
-    (r"^(n_layers?|num_layers|layers|depth|resampler_depth)$|_layers$|_blocks$|^num_self_attends_per_block$", at_most(4)),
+    (
+        r"^(n_layers?|num_layers|layers|depth|resampler_depth)$|_layers$|_blocks$|^num_self_attends_per_block$",
+        at_most(4),
+    ),
     (r"^depths$|^num_block_repeats$|^block_sizes$", lambda v: [2] + [1] * (len(v) - 1)),
     # experts
     (r"^(num|n|moe_num)_?(routed_|local_)?experts$|^zero_expert_num$", at_most(4)),
@@ -84,17 +93,38 @@ SIZES: list[tuple[str, Any]] = [
     (r"^(linear_num_key_heads)$", 2),
     (r"(^|_)(n_heads?|num_heads|attention_heads|heads|num_head)$|mamba_heads", lambda v: few_heads(v)),
     (r"qk_rope_head_dim|rotary_dim|d_rel$", at_most(8)),
-    (r"head_dim|dim_head$|head_size$|head_width$|d_kv$|kv_channels|mamba_d_head|d_head$|^key_dim$|hidden_size_per_head", lambda v: some(v, HEAD_WIDTH)),
+    (
+        r"head_dim|dim_head$|head_size$|head_width$|d_kv$|kv_channels|mamba_d_head|d_head$|^key_dim$|hidden_size_per_head",
+        lambda v: some(v, HEAD_WIDTH),
+    ),
     # widths
-    (r"intermediate|ffn|d_ff$|dff$|dim_ff$|n_inner|mlp_dim|feed_forward|d_inner|hidden_dim$|_mid_dim", lambda v: some(v, HIDDEN)),
-    (r"(hidden|embedding|embd|embed|model|proj|projector|text|vision|output|input|adapter)_?(size|dim|proj_size|input_dim|output_dim|in_dim|out_dim)s?$", lambda v: widths(v)),
-    (r"^(d_model|n_embd|dim|emb_dim|d_latents|conv_dim|hidden_sizes?|hidden_size_\w+|project_dim|moe_hidden_size|base_channels|base_attn_unit_dims)$", lambda v: widths(v)),
-    (r"(_dim|_dims|_channels|_units|hidden_size|embed_hidden_size|projection_size)$", lambda v: widths(v) if largest(v) > 32 else None),
+    (
+        r"intermediate|ffn|d_ff$|dff$|dim_ff$|n_inner|mlp_dim|feed_forward|d_inner|hidden_dim$|_mid_dim",
+        lambda v: some(v, HIDDEN),
+    ),
+    (
+        r"(hidden|embedding|embd|embed|model|proj|projector|text|vision|output|input|adapter)_?(size|dim|proj_size|input_dim|output_dim|in_dim|out_dim)s?$",
+        lambda v: widths(v),
+    ),
+    (
+        r"^(d_model|n_embd|dim|emb_dim|d_latents|conv_dim|hidden_sizes?|hidden_size_\w+|project_dim|moe_hidden_size|base_channels|base_attn_unit_dims)$",
+        lambda v: widths(v),
+    ),
+    (
+        r"(_dim|_dims|_channels|_units|hidden_size|embed_hidden_size|projection_size)$",
+        lambda v: widths(v) if largest(v) > 32 else None,
+    ),
     # positions, windows, chunks
     (r"^(num_conv_pos_embeddings)$", 16),
     (r"max_source_positions", 32),
-    (r"max_\w*position|^n_positions$|^n_ctx$|max_seq_len|context_length|^max_pos_emb$|position_embedding_size", at_most(POSITIONS)),
-    (r"sliding_window(_size)?$|local_attention$|attention_window_size|attention_chunk_size|^attention_window$|keep_window_size", 4),
+    (
+        r"max_\w*position|^n_positions$|^n_ctx$|max_seq_len|context_length|^max_pos_emb$|position_embedding_size",
+        at_most(POSITIONS),
+    ),
+    (
+        r"sliding_window(_size)?$|local_attention$|attention_window_size|attention_chunk_size|^attention_window$|keep_window_size",
+        4,
+    ),
     (r"^window_size$", lambda v: None if isinstance(v, (list, tuple)) else 64 if v > 64 else 2),
     (r"chunk_size$|block_size$|segment_means_seq_len|index_block_size", at_most(8)),
     (r"index_topk|num_latents|n_latents|num_query_tokens|latent_query_num|prompt_length|query_num", at_most(4)),
@@ -103,7 +133,13 @@ SIZES: list[tuple[str, Any]] = [
     (r"^patch_size$", patch),
 ]
 #: Fields of which the default is None, and what they need if the class does not derive it.
-FILLED = {"head_dim": HEAD_WIDTH, "num_experts_per_tok": 2, "n_routed_experts": 4, "n_shared_experts": 1, "vocab_size": VOCABULARY}
+FILLED = {
+    "head_dim": HEAD_WIDTH,
+    "num_experts_per_tok": 2,
+    "n_routed_experts": 4,
+    "n_shared_experts": 1,
+    "vocab_size": VOCABULARY,
+}
 COMPILED = [(re.compile(pattern), value) for pattern, value in SIZES]
 TOKEN = re.compile(r"(_token_id|_token_index|_index|_token|_id|_token_ids)$")
 
@@ -193,7 +229,12 @@ def tiny_config(kind: type, given: dict[str, Any] | None = None) -> Any:
     fixed = {*overrides, *(getattr(kind, "sub_configs", None) or {})}
     small = {name: tiny_value(name, values) for name in values if name not in fixed}
     ids = {name: value for name, value in token_ids(list(values), values).items() if name not in overrides}
-    changes = {**(given or {}), **{name: value for name, value in small.items() if value is not None}, **ids, **overrides}
+    changes = {
+        **(given or {}),
+        **{name: value for name, value in small.items() if value is not None},
+        **ids,
+        **overrides,
+    }
     changes.update(tiny_children(kind, changes))
     return kind(**changes)
 
@@ -224,7 +265,8 @@ def own_fields(config: Any) -> dict[str, Any]:
         for name in names
         if name not in children
         and name not in ("per_layer_config", "vocabulary_map")
-        and chosen.get(name) != plain.get(name) and not is_words(chosen.get(name))
+        and chosen.get(name) != plain.get(name)
+        and not is_words(chosen.get(name))
     }
 
 
@@ -236,7 +278,6 @@ def is_words(value: Any) -> bool:
 #: Mark of configurations that stay as they are, but for their overrides.
 KEEP = {"": True}
 FULL = {"full_attention": {"rope_type": "default", "rope_theta": 10000.0}}
-
 
 
 def multimodal_rope(*sections: int) -> dict[str, Any]:
@@ -265,7 +306,11 @@ OVERRIDES: dict[str, dict[str, Any]] = {
     "NemotronConfig": {"num_key_value_heads": 2},
     "ReformerConfig": {"axial_pos_shape": [8, 8], "axial_pos_embds_dim": [32, 32]},
     "Qwen4ExpTextConfig": {
-        "indexer_n_heads": 2, "indexer_kv_heads": 1, "indexer_head_dim": 16, "indexer_budget": 4, "indexer_compress_ratio": 2,
+        "indexer_n_heads": 2,
+        "indexer_kv_heads": 1,
+        "indexer_head_dim": 16,
+        "indexer_budget": 4,
+        "indexer_compress_ratio": 2,
     },
     "NystromformerConfig": {"num_landmarks": 2, "segment_means_seq_len": 6},
     "LayoutLMv3Config": {"coordinate_size": 8, "shape_size": 16},
@@ -312,7 +357,12 @@ OVERRIDES: dict[str, dict[str, Any]] = {
     "LlavaOnevisionConfig": {"image_grid_pinpoints": [[IMAGE, IMAGE]]},
     "VipLlavaConfig": {"vision_feature_layers": [-2, -3]},
     "Molmo2AdapterConfig": {"vision_feature_layer": [-1, -2]},
-    "Llama4VisionConfig": {"intermediate_size": 256, "projector_input_dim": 64, "projector_output_dim": 64, "vision_output_dim": 64},
+    "Llama4VisionConfig": {
+        "intermediate_size": 256,
+        "projector_input_dim": 64,
+        "projector_output_dim": 64,
+        "vision_output_dim": 64,
+    },
     "Glm5NextTextConfig": {"index_kpool": 2},
     "Step3p7TextConfig": {"sliding_window": 4},
     "DeepseekOcr2TextConfig": {"mlp_layer_types": ["dense", "sparse"] * 2},

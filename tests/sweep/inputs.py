@@ -11,7 +11,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from configs import IMAGE, WIDTH
+from sweep.configs import IMAGE, WIDTH
 from torch import Tensor
 
 TOKENS = 6
@@ -185,6 +185,7 @@ SPECIAL: dict[str, Callable[[Any, dict[str, Any]], dict[str, Any]]] = {
     "siglip2": patches,
     # it attends to every fourth of the characters
     "canine": lambda model, inputs: {"input_ids": token_ids(model.config, 16)},
+    "blip-2": lambda model, inputs: {"attention_mask": torch.ones(1, TOKENS + 4).long()},
     "musicgen_decoder": lambda model, inputs: codes(model),
     "musicgen_melody_decoder": lambda model, inputs: codes(model),
     "pop2piano": lambda model, inputs: {"input_ids": None},
@@ -233,7 +234,13 @@ images("kimi_k25", lambda model, inputs: {"pixel_values": torch.randn(16, 3, 16,
 images("muse_glimmer muse_spark", lambda model, inputs: {"pixel_values": torch.randn(16, 1536)})
 images("nemotron_h_omni", lambda model, inputs: {"image_grid_hw": torch.tensor([[4, 4]])})
 images("molmo2", lambda model, inputs: {"pixel_values": torch.randn(1, 16, 768)})
-images("fuyu", lambda model, inputs: {"image_patches": torch.randn(1, 4, 768), "image_patches_indices": torch.tensor([[0, 1, 2, 3, -1, -1]])})
+images(
+    "fuyu",
+    lambda model, inputs: {
+        "image_patches": torch.randn(1, 4, 768),
+        "image_patches_indices": torch.tensor([[0, 1, 2, 3, -1, -1]]),
+    },
+)
 images("instructblip instructblipvideo", queries)
 images("lfm2_vl lfm3_vl", patches)
 images("deepseek_vl_hybrid", lambda model, inputs: {"high_res_pixel_values": image(1)})

@@ -20,7 +20,7 @@ import time
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
-sys.path[:0] = [str(HERE), str(HERE.parents[1])]
+sys.path[:0] = [str(HERE.parent), str(HERE.parents[1])]
 MEMORY = 6 * 2**30
 
 
@@ -65,7 +65,11 @@ class Worker:
         if line:
             return json.loads(line)
         code = self.stop()
-        note = f"took longer than {self.timeout:.0f} s" if time.monotonic() - begin >= self.timeout else f"crashed ({code})"
+        note = (
+            f"took longer than {self.timeout:.0f} s"
+            if time.monotonic() - begin >= self.timeout
+            else f"crashed ({code})"
+        )
         return {"case": case, "status": "cannot be built", "note": note}
 
 
@@ -76,7 +80,7 @@ def work() -> None:
     out = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
     resource.setrlimit(resource.RLIMIT_DATA, (MEMORY, MEMORY))
-    from cases import run
+    from sweep.cases import run
 
     print("ready", file=out, flush=True)
     for line in sys.stdin:
@@ -133,12 +137,12 @@ def main() -> None:
     if options.worker:
         work()
         return
-    from cases import all_cases
+    from sweep.cases import all_cases
 
     cases = [case for case in all_cases() if fnmatch.fnmatchcase(case, options.only)]
     sweep(cases, options.results, options.jobs, options.timeout)
     if options.out:
-        from report import report
+        from sweep.report import report
 
         options.out.write_text(report(options.results, cases))
 
