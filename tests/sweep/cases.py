@@ -15,12 +15,14 @@ import timm
 import torch
 import torchvision
 import transformers
-from sweep.checks import Refused, call, check, randomise, zero_constants
-from sweep.configs import tiny_config
-from sweep.inputs import inputs_of
 from torch.utils._pytree import tree_map
 from transformers.models.auto import modeling_auto
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+
+from sweep.checks import Refused, check
+from sweep.configs import tiny_config
+from sweep.inputs import inputs_of
+from sweep.leaves import call, is_floating, randomise, zero_constants
 
 #: Groups of cases, the auto class of each and its mapping.
 TASKS = {
@@ -116,7 +118,9 @@ def families() -> dict[str, str]:
 
 def smallness(name: str) -> tuple[int, int, str]:
     """Return a key by which models are sorted by their size: words for small first, then small numbers."""
-    words = "test atto femto pico zepto nano xxtiny xxsmall xxs xtiny xsmall xs tiny mini small s0 m0 b0 t0 b1 xx_small x_small ti s".split()
+    words = (
+        "test zepto atto femto pico nano xxtiny xxsmall xxs xtiny xsmall xs tiny ti mini small s s0 m0 b0 t0".split()
+    )
     parts = re.split(r"[_\W]", name)
     rank = min((words.index(part) for part in parts if part in words), default=len(words))
     numbers = [int(number) for number in re.findall(r"\d+", name)]
@@ -161,19 +165,25 @@ def run(case: str) -> dict[str, Any]:
 
 
 def in_float64(model: Any, inputs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
-    """Return model and inputs in float64, or in float32 if a kernel of it takes nothing else."""
+    """Return model and inputs in float64, or in float32 if a kernel of it takes nothing else.
 
-    def cast(value: Any, dtype: torch.dtype) -> Any:
-        return value.to(dtype) if isinstance(value, torch.Tensor) and value.is_floating_point() else value
+    Raises
+    ------
+    Exception
+        What the model raises in both.
+    """
+    try:
+        return converted(model, inputs, torch.float64)
+    except Exception as error:
+        if not any(word in str(error).lower() for word in ("dtype", "double", "float")):
+            raise
+    return converted(model, inputs, torch.float32)
 
-    for dtype in (torch.float64, torch.float32):
-        model, given = model.to(dtype), tree_map(lambda value: cast(value, dtype), inputs)
-        try:
-            with torch.no_grad():
-                call(model, given)
-            return model, given
-        except Exception as error:
-            failure = error
-            if not any(word in str(error).lower() for word in ("dtype", "double", "float")):
-                break
-    raise failure
+
+def converted(model: Any, inputs: dict[str, Any], dtype: torch.dtype) -> tuple[Any, dict[str, Any]]:
+    """Return model and inputs of a type, in which the model runs."""
+    model = model.to(dtype)
+    inputs = tree_map(lambda value: value.to(dtype) if is_floating(value) else value, inputs)
+    with torch.no_grad():
+        call(model, inputs)
+    return model, inputs

@@ -11,8 +11,9 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from sweep.configs import IMAGE, WIDTH
 from torch import Tensor
+
+from sweep.sizes import IMAGE, WIDTH
 
 TOKENS = 6
 #: Fields of a configuration that hold the id of a token in the place of which an image or a sound comes.

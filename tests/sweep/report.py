@@ -18,23 +18,25 @@ import zennit_attn
 STATUS = ("conserves", "disagrees", "leaks", "refused", "fails", "cannot be built")
 HEADER = """# Supported models
 
-Written by `python tests/sweep/sweep.py --out docs/supported-models.md`, which takes about {minutes:.0f} minutes on two cores.
+Written by `python tests/sweep/sweep.py --out docs/supported-models.md`, about {minutes:.0f} minutes on two cores.
 Versions: {versions}.
 
-Every architecture is built with tiny random weights, its additive constants (biases, position embeddings, class and mask
-tokens) set to zero, and explained in strict mode by CP-LRP, which has to give all of a logit to the inputs: pixels,
-sound, and the embeddings of all tokens, those of a decoder, too.
+Every architecture is built with tiny random weights, its additive constants (biases, position embeddings, class and
+mask tokens) are set to zero, and it is explained in strict mode by CP-LRP, which has to give all of a logit to the
+inputs: pixels, sound, and the embeddings of all tokens, those of a decoder, too.
 
-- **conserves**: relevance adds up to the logit. *Leak* is what is missing, relative to the logit: at most 1e-6 in float64,
-  1e-4 where the model computes in float32 inside, 1e-3 where it runs in float32 only. The forward pass is unchanged,
-  the gradient form equals the relevance form (CP-LRP and AttnLRP), and eager attention equals fused attention (AttnLRP).
+- **conserves**: relevance adds up to the logit. *Leak* is what is missing, relative to the logit: at most 1e-6 in
+  float64, 1e-4 where the model computes in float32 inside, 1e-3 where it runs in float32 only. The forward pass is
+  unchanged, the gradient form equals the relevance form (CP-LRP and AttnLRP), and eager attention equals fused
+  attention (AttnLRP), to the same limits.
 - **disagrees**: one of these three does not hold; the note says which.
 - **leaks**: relevance does not add up.
-- **refused**: strict mode names an operation that has no rule. Without `strict=True` this is a warning.
-- **fails**: an error that is none of ours to expect.
-- **cannot be built**: there is no tiny model to check, and nothing is known.
+- **refused**: an operation has no rule, and the error names it. Without `strict=True` most of these are warnings.
+- **fails**: an error that does not say what was expected.
+- **cannot be built**: there is no tiny model to check on a CPU, so nothing is known.
 
-*Constants* in a note is what an addition inside of the model's forward, such as `(up + 1) * gate`, gets of the logit.
+*Constants* in a note is the share of the logit that goes to what the model's forward adds or appends, such as the 1 in
+`(up + 1) * gate`; it counts as accounted for.
 """
 
 

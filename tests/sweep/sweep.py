@@ -1,8 +1,8 @@
 """Walk the architectures of transformers, torchvision and timm, and write down which of them are explained correctly.
 
-``python tests/sweep/sweep.py --out docs/supported-models.md`` runs all of it; ``--only 'causal-lm/llama*'`` a part, with
-tracebacks. Every architecture runs in a worker process that may crash, hang or run out of memory without taking
-others along. Results go to a file, one JSON line each, and a sweep that was stopped goes on from there.
+``python tests/sweep/sweep.py --out docs/supported-models.md`` runs all of it, ``--only 'causal-lm/llama*'`` a part.
+Every architecture is checked by a worker process, which may crash, hang or run out of memory without taking others
+along. Results go to a file, one JSON line each, tracebacks included: a sweep that was stopped goes on from there.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ class Worker:
             return None
         code = self.process.poll()
         self.process.kill()
-        self.process.wait()
+        self.process.communicate()
         self.process = None
         return code
 
