@@ -60,13 +60,11 @@ def test_an_unknown_operation_is_refused_by_name():
         check_small(torch.erfinv)
 
 
-def test_a_worker_survives_a_timeout(tmp_path):
+def test_a_worker_that_takes_too_long_is_reported_and_stopped(tmp_path):
     worker = Worker(timeout=0.01)
     result = worker.check("causal-lm/llama")
-    worker.timeout = 60
     assert "longer" in result["note"]
-    assert worker.check("causal-lm/llama")["status"] == "conserves"
-    worker.stop()
+    assert worker.process is None
     file = tmp_path / "results.jsonl"
     file.write_text(json.dumps(result) + "\n")
     assert "| llama | cannot be built |" in report(file, all_cases())
