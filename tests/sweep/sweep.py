@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import fnmatch
+import gc
 import json
 import os
 import queue
@@ -63,7 +64,10 @@ class Worker:
         ready, _, _ = select.select([self.process.stdout], [], [], self.timeout)
         line = self.process.stdout.readline() if ready else ""
         if line:
-            return json.loads(line)
+            result = json.loads(line)
+            if result.pop("worn"):
+                self.stop()
+            return result
         code = self.stop()
         note = (
             f"took longer than {self.timeout:.0f} s"
@@ -84,7 +88,15 @@ def work() -> None:
 
     print("ready", file=out, flush=True)
     for line in sys.stdin:
-        print(json.dumps(run(line.strip())), file=out, flush=True)
+        result = run(line.strip())
+        gc.collect()
+        print(json.dumps(result | {"worn": resident() > MEMORY / 3}), file=out, flush=True)
+
+
+def resident() -> int:
+    """Return the bytes of memory that this process holds."""
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    return pages * os.sysconf("SC_PAGE_SIZE")
 
 
 def sweep(cases: list[str], results: Path, jobs: int, timeout: float) -> None:
