@@ -69,8 +69,7 @@ def pixels(model: Any, names: Any) -> dict[str, Tensor]:
         return {"pixel_values": torch.randn(16, channels * depth * size * size), **grid}
     size = first(config, "image_size", IMAGE)
     height, width = size if isinstance(size, (list, tuple)) else (size, size)
-    values = torch.randn(1, channels, height, width)
-    return {"pixel_values": values}
+    return {"pixel_values": torch.randn(1, channels, height, width)}
 
 
 def features(model: Any) -> Tensor:
@@ -85,6 +84,15 @@ def features(model: Any) -> Tensor:
     return torch.randn(1, 24, bins)
 
 
+def sound(model: Any, names: Any) -> dict[str, Tensor]:
+    """Return a random sound, as features where a model takes them."""
+    if "input_features" in names:
+        return {"input_features": features(model)}
+    if model.config.model_type == "audio-spectrogram-transformer":
+        return {"input_values": features(model)}
+    return {"input_values": torch.randn(1, 2000)} if "input_values" in names else {}
+
+
 def inputs_of(model: Any, task: str) -> dict[str, Any]:
     """Return arguments for a model of a task."""
     config, names = model.config, inspect.signature(model.forward).parameters
@@ -93,12 +101,8 @@ def inputs_of(model: Any, task: str) -> dict[str, Any]:
         inputs["input_ids"] = token_ids(config, TOKENS)
     if "pixel_values" in names and "image" in task:
         inputs.update(pixels(model, names))
-    sound = "speech" in task or "audio" in task
-    if "input_features" in names and sound:
-        inputs["input_features"] = features(model)
-    elif "input_values" in names and sound:
-        spectrogram = config.model_type == "audio-spectrogram-transformer"
-        inputs["input_values"] = features(model) if spectrogram else torch.randn(1, 2000)
+    if "speech" in task or "audio" in task:
+        inputs.update(sound(model, names))
     if "decoder_input_ids" in names and task in ("seq2seq", "speech-seq2seq", "image-text-to-text"):
         inputs["decoder_input_ids"] = token_ids(config, 3)
     if "bbox" in names:
@@ -113,29 +117,35 @@ def inputs_of(model: Any, task: str) -> dict[str, Any]:
 def with_placeholders(model: Any, inputs: dict[str, Any], names: Any) -> dict[str, Any]:
     """Return inputs with as many placeholder tokens as an image or a sound has features, as the model counts them."""
     kind = next((name for name in PLACEHOLDERS if name in inputs), None)
-    token = first(model.config, PLACEHOLDERS.get(kind, "")) if kind else None
+    token = first(model.config, PLACEHOLDERS[kind]) if kind else None
     if token is None or "input_ids" not in inputs:
         return inputs
-    count = 1
+    count: int | None = 1
+    # at first one, then as many as the model says, in numbers perhaps, and once more in features
     for _ in range(3):
-        place = torch.full((1, count), token)
         ids = token_ids(model.config, TOKENS)
-        inputs["input_ids"] = torch.cat([ids[:, :2], place, ids[:, 2:]], 1)
-        for name in ("mm_token_type_ids", "token_type_ids"):
-            if name in names and kind == "pixel_values":
-                inputs[name] = (inputs["input_ids"] == token).long()
-        try:
-            with torch.no_grad():
-                model(**inputs)
-        except Exception as error:
-            found = MISMATCH.search(str(error))
-            if not found or int(found[2]) == count:
-                break
-            # some say how many numbers there are, not how many features
-            count = int(found[2]) // WIDTH if int(found[2]) >= 4 * WIDTH else int(found[2])
-            continue
-        break
+        inputs["input_ids"] = torch.cat([ids[:, :2], torch.full((1, count or 1), token), ids[:, 2:]], 1)
+        if kind == "pixel_values":
+            types = {"mm_token_type_ids", "token_type_ids"}.intersection(names)
+            inputs.update((name, (inputs["input_ids"] == token).long()) for name in types)
+        count = wanted_features(model, inputs)
+        if count is None:
+            break
     return inputs
+
+
+def wanted_features(model: Any, inputs: dict[str, Any]) -> int | None:
+    """Return how many features a model says that it has, None if it does not complain."""
+    try:
+        with torch.no_grad():
+            model(**inputs)
+    except Exception as error:
+        found = MISMATCH.search(str(error))
+        if found:
+            # some say how many numbers there are, not how many features
+            number = int(found[2])
+            return number // WIDTH if number >= 4 * WIDTH else number
+    return None
 
 
 def patches(model: Any, inputs: dict[str, Any]) -> dict[str, Any]:
@@ -189,9 +199,21 @@ SPECIAL: dict[str, Callable[[Any, dict[str, Any]], dict[str, Any]]] = {
     "blip-2": lambda model, inputs: {"attention_mask": torch.ones(1, TOKENS + 4).long()},
     "musicgen_decoder": lambda model, inputs: codes(model),
     "musicgen_melody_decoder": lambda model, inputs: codes(model),
-    "pop2piano": lambda model, inputs: {"input_ids": None},
+    "pop2piano": lambda model, inputs: {"input_ids": None, "input_features": torch.randn(1, 24, WIDTH)},
+    "pix2struct": lambda model, inputs: {
+        "flattened_patches": torch.cat(
+            [torch.tensor([[[1.0, 1], [1, 2], [2, 1], [2, 2]]]), torch.randn(1, 4, WIDTH)], -1
+        )
+    },
     "speech-encoder-decoder": lambda model, inputs: {"input_features": None, "input_values": torch.randn(1, 2000)},
-    "fun_asr_nano": lambda model, inputs: {"input_features": torch.randn(1, 24, 560)},
+    "fun_asr_nano": lambda model, inputs: {
+        "input_features": torch.randn(1, 24, 560),
+        "input_features_mask": torch.ones(1, 24).long(),
+    },
+    "qwen3_asr": lambda model, inputs: {
+        "input_features": torch.randn(1, 128, 64),
+        "input_features_mask": torch.ones(1, 64).long(),
+    },
     "voxtral_realtime": lambda model, inputs: {"input_features": torch.randn(1, 128, 48)},
     "kyutai_speech_to_text": lambda model, inputs: {
         "input_ids": torch.randint(5, 60, (1, TOKENS, model.config.num_codebooks + 1))
@@ -231,7 +253,7 @@ images(
 )
 images("llava_next llava_next_video llava_onevision granite4_vision", tiles)
 images("mistral3 mistral_large4 lighton_ocr", sized)
-images("kimi_k25", lambda model, inputs: {"pixel_values": torch.randn(16, 3, 16, 16)})
+images("kimi_k25 paddleocr_vl", lambda model, inputs: {"pixel_values": torch.randn(16, 3, 16, 16)})
 images("muse_glimmer muse_spark", lambda model, inputs: {"pixel_values": torch.randn(16, 1536)})
 images("nemotron_h_omni", lambda model, inputs: {"image_grid_hw": torch.tensor([[4, 4]])})
 images("molmo2", lambda model, inputs: {"pixel_values": torch.randn(1, 16, 768)})
@@ -243,7 +265,8 @@ images(
     },
 )
 images("instructblip instructblipvideo", queries)
-images("lfm2_vl lfm3_vl", patches)
+images("lfm2_vl", patches)
+images("lfm3_vl", lambda model, inputs: {**patches(model, inputs), "pixel_values": torch.randn(16, 1536)})
 images("deepseek_vl_hybrid", lambda model, inputs: {"high_res_pixel_values": image(1)})
 images(
     "mllama",
@@ -252,9 +275,5 @@ images(
         "aspect_ratio_ids": torch.tensor([[1]]),
         "aspect_ratio_mask": torch.ones(1, 1, model.config.vision_config.max_num_tiles, dtype=torch.long),
     },
-)
-images(
-    "paddleocr_vl",
-    lambda model, inputs: {"pixel_values": torch.randn(16, 3, 16, 16)},
 )
 images("video_llama_3", lambda model, inputs: {"image_merge_sizes": torch.tensor([1])})
