@@ -192,7 +192,9 @@ def verdict(result: dict[str, Any], unused: list[str]) -> dict[str, Any]:
     """Return the result with its status, and a note on what is not as it should be."""
     limit = result["limit"]
     notes = [f"{', '.join(unused)} get no relevance"] if unused else []
-    wrong = {name for name in DIFFERENCES if result.get(name, 0.0) > limit}
+    # eager attention has its softmax in float32 in any model, and shares of relevance are smaller than logits
+    limits = dict.fromkeys(DIFFERENCES, limit) | {"eager": 10 * limit}
+    wrong = {name for name in DIFFERENCES if result.get(name, 0.0) > limits[name]}
     if result.get("eager forward", 0.0) > limit:
         notes.append("its own eager and fused forwards differ")
         wrong.discard("eager")

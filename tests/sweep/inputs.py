@@ -196,7 +196,12 @@ SPECIAL: dict[str, Callable[[Any, dict[str, Any]], dict[str, Any]]] = {
     "siglip2": patches,
     # it attends to every fourth of the characters
     "canine": lambda model, inputs: {"input_ids": token_ids(model.config, 16)},
-    "blip-2": lambda model, inputs: {"attention_mask": torch.ones(1, TOKENS + 4).long()},
+    # retrieval has its queries before the text
+    "blip-2": lambda model, inputs: (
+        {"attention_mask": torch.ones(1, TOKENS + model.config.num_query_tokens).long()}
+        if "Retrieval" in type(model).__name__
+        else {}
+    ),
     "musicgen_decoder": lambda model, inputs: codes(model),
     "musicgen_melody_decoder": lambda model, inputs: codes(model),
     "pop2piano": lambda model, inputs: {"input_ids": None, "input_features": torch.randn(1, 24, WIDTH)},
