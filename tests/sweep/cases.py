@@ -160,7 +160,8 @@ def run(case: str) -> dict[str, Any]:
         result |= {"status": "refused", "note": str(error)}
     except Exception as error:
         note = f"{type(error).__name__}: {' '.join(str(error).split())}"
-        result |= {"status": stage, "note": note[:300], "traceback": traceback.format_exc()[-3000:]}
+        status = "cannot be built" if "allocate memory" in note else stage
+        result |= {"status": status, "note": note[:300], "traceback": traceback.format_exc()[-3000:]}
     return result | {"seconds": round(time.monotonic() - begin, 1)}
 
 
