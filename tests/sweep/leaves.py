@@ -133,10 +133,12 @@ class Leaves:
         The model.
     inputs : mapping
         Its arguments.
+    noise : float, optional
+        Standard deviation of what each leaf is changed by, relative to its values.
     """
 
-    def __init__(self, model: torch.nn.Module, inputs: Mapping[str, Any]) -> None:
-        self.model, self.inputs = model, inputs
+    def __init__(self, model: torch.nn.Module, inputs: Mapping[str, Any], noise: float = 0.0) -> None:
+        self.model, self.inputs, self.noise = model, inputs, noise
         self.values: list[Tensor] = []
         self.names: list[str] = []
 
@@ -144,7 +146,9 @@ class Leaves:
         """Return a copy of a leaf made of a tensor."""
         if not is_floating(value) or not value.numel():
             return value
-        self.values.append(value.detach().clone().requires_grad_())
+        value = value.detach()
+        changed = value + self.noise * value * torch.randn_like(value) if self.noise else value.clone()
+        self.values.append(changed.requires_grad_())
         return self.values[-1].clone()
 
     def __call__(self) -> Any:

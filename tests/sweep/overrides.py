@@ -55,7 +55,7 @@ OVERRIDES: dict[str, dict[str, Any]] = {
     "FunAsrNanoAdaptorConfig": {"intermediate_size": WIDTH // 4},
     "MimiConfig": {"upsample_groups": WIDTH},
     # lists of the sizes of stages that have to fit each other: these models are small as they are
-    "TextNetConfig": {KEEP: True},
+    "TextNetConfig": {KEEP: True, "image_size": [IMAGE, IMAGE]},
     "HGNetV2Config": {KEEP: True},
     "MobileViTConfig": {KEEP: True},
     "MobileViTV2Config": {KEEP: True},

@@ -28,7 +28,7 @@ inputs: pixels, sound, and the embeddings of all tokens, those of a decoder, too
 - **conserves**: relevance adds up to the logit. *Leak* is what is missing, relative to the logit: at most 1e-6 in
   float64, 1e-4 where the model computes in float32 inside, 1e-3 where it runs in float32 only. The forward pass is
   unchanged, the gradient form equals the relevance form (CP-LRP and AttnLRP), and eager attention equals fused
-  attention (AttnLRP; ten times the limit, as eager attention has its softmax in float32).
+  attention (AttnLRP) to what rounding the inputs to float32 changes, as eager attention has its softmax in float32.
 - **disagrees**: one of these three does not hold; the note says which.
 - **leaks**: relevance does not add up.
 - **refused**: an operation has no rule, and the error names it. Without `strict=True` most of these are warnings.
