@@ -6,7 +6,7 @@ import pytest
 import torch
 import transformers
 
-from sweep.cases import all_cases, run
+from sweep.cases import all_cases
 from sweep.checks import Refused, check
 from sweep.configs import tiny_config
 from sweep.report import report
@@ -36,11 +36,6 @@ def test_configurations_are_shrunk_through_all_levels():
     assert config.text_config.vocab_size == VOCABULARY
     assert config.vision_config.depth <= 4
     assert config.image_token_id < VOCABULARY
-
-
-@pytest.mark.parametrize("case", ["seq2seq/bart", "image-text-to-text/llava"])
-def test_supported_models_conserve(case):
-    assert run(case)["status"] == "conserves"
 
 
 def test_constants_that_a_forward_adds_are_accounted_for():
