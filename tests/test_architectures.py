@@ -1,7 +1,6 @@
 """One architecture of each kind of block, checked as the sweep checks all of them (``tests/sweep/sweep.py``)."""
 
 import pytest
-
 from sweep.cases import run
 
 BLOCKS = {
