@@ -22,7 +22,15 @@ import transformers
 import zennit.rules
 
 import zennit_attn
-from zennit_attn import AttnLRPComposite, CPLRPComposite, GammaViTComposite, input_x_gradient, rules
+from zennit_attn import (
+    AttnLRPComposite,
+    CPLRPComposite,
+    GammaViTComposite,
+    InputXGradient,
+    input_x_gradient,
+    rules,
+    targets,
+)
 
 PLAIN = "plain forward + backward"
 # layers and tokens
@@ -343,6 +351,31 @@ def growth(device, rounds):
         yield case, "AttnLRP, gradient form", f"{ratio:.2f}", f"{taken / 2**20:.0f} MiB", f"{milliseconds:.0f} ms"
 
 
+def accounted(device, rounds):
+    """Yield the rows on the ledger, and on strict rules."""
+    model = llama(256, 6, 8, 688).to(device)
+    batch = {"inputs_embeds": torch.randn(1, 512, 256, device=device), "use_cache": False}
+    plain, strict = (input_x_gradient(AttnLRPComposite(strict=strict)) for strict in (False, True))
+    attributors = [InputXGradient(model, composite) for composite in (plain, strict)]
+
+    def within_context(call, attributor):
+        def run():
+            with attributor:
+                call(batch, targets.MaxLogit())
+
+        return run
+
+    runs = {
+        "AttnLRP, attributor": within_context(attributors[0], attributors[0]),
+        "the ledger": within_context(attributors[0].ledger, attributors[0]),
+        "AttnLRP, strict": within_context(attributors[1], attributors[1]),
+    }
+    times = interleaved(runs, device, 3 * rounds)
+    for name, value in times.items():
+        ratio = value / times["AttnLRP, attributor"]
+        yield "Llama-like, 256 x 6 layers, 512 tokens", name, f"{ratio:.2f}", "", f"{value * 1e3:.0f} ms"
+
+
 def compiled(device, rounds):
     """Yield the rows on compiled models."""
     model = llama(256, 4, 8, 688).to(device)
@@ -362,6 +395,7 @@ SECTIONS = {
     "One linear layer under the γ rule, time relative to plain": one_linear,
     "Small models: Python's overhead": small_models,
     "Growth: time relative to plain, peak memory of a step": growth,
+    "The ledger and strict rules: time relative to an attribution": accounted,
     "torch.compile, full graph: time relative to not compiled": compiled,
 }
 
