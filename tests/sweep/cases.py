@@ -53,7 +53,11 @@ SETTINGS = {
 }
 
 #: What a status does not tell by itself.
-NOTES = {"zero-shot-image/videoprism": "its logits are probabilities: exp has no share for an input of zero"}
+NOTES = {
+    "causal-lm/hrm_text": "with L_bp_cycles = L_cycles: else cycles under torch.no_grad lose a share",
+    "image-text-to-text/ovis2": "pixel_values get no relevance: its visual tokens are an argmax",
+    "zero-shot-image/videoprism": "its logits are probabilities: exp has no share for an input of zero",
+}
 
 
 def all_cases() -> list[str]:

@@ -34,6 +34,8 @@ OVERRIDES: dict[str, dict[str, Any]] = {
     "Lfm2MoeConfig": {"layer_types": ["conv", "full_attention"] * 2},
     "ZambaConfig": {"layers_block_type": ["linear_attention", "hybrid"] * 2},
     "Zamba2Config": {"layers_block_type": ["linear_attention", "hybrid"] * 2},
+    # cycles that run under torch.no_grad cannot be explained
+    "HrmTextConfig": {"L_bp_cycles": [3, 3]},
     # sizes that have to fit each other
     "LongcatFlashConfig": {"head_dim": 8},
     "Mamba2Config": {"num_heads": 8},
