@@ -258,6 +258,21 @@ def test_ids_that_are_not_embedded_are_an_error():
         InputXGradient(NoEmbedding(), fast())(IDS)
 
 
+def test_ids_that_are_looked_up_in_another_order_are_refused():
+    """Relevance would come out transposed."""
+
+    class Transposed(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.table = torch.nn.Embedding(64, 4)
+
+        def forward(self, ids):
+            return self.table(ids.t()).sum(0)
+
+    with pytest.raises(RuntimeError, match="no embedding"):
+        InputXGradient(Transposed(), fast())(IDS)
+
+
 def test_the_decoders_mask_picks_the_decoders_position():
     model = models.t5().eval()
     batch = {"input_ids": IDS, "attention_mask": torch.tensor([[1, 1, 0, 0, 0]] * 2)}

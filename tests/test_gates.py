@@ -25,6 +25,12 @@ def nothing(value):
 # Which factor is the gate
 # --------------------------------------------------------------------------------------------------------------------
 
+
+def set_everything(target, value):
+    target[:] = value
+    return target
+
+
 SCALES = {
     "sigmoid": torch.sigmoid,
     "hardsigmoid": F.hardsigmoid,
@@ -37,6 +43,11 @@ SCALES = {
     "negative": lambda b: -b.exp(),
     "root": lambda b: torch.sqrt(1 + b.exp()),
     "cast": lambda b: b.sigmoid().type_as(b).expand_as(b),
+    "a power": lambda b: b.sigmoid() ** 3,
+    "scattered": lambda b: torch.zeros_like(b).scatter_(1, torch.arange(4).expand(3, 4), b.sigmoid()),
+    "written": lambda b: torch.zeros_like(b).index_copy_(1, torch.arange(4), b.sigmoid()),
+    "set": lambda b: set_everything(torch.zeros_like(b), b.sigmoid()),
+    "by name": lambda b: torch.where(b > 9, input=b.exp(), other=b.sigmoid()),
     "renormalised by another": lambda b: b.sigmoid() / b.norm(dim=-1, keepdim=True),
     "in place": lambda b: b.sigmoid().add_(1e-3).mul_(2.0),
 }
@@ -79,6 +90,28 @@ def test_a_gate_that_something_is_added_to_in_place_is_none(form):
         return [*oracle.addition([F.relu(a), b], first), last]
 
     check(function, [a, b, c], "cp", form, expected)
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize(
+    "function",
+    [
+        lambda a, b: set_everything(a.sigmoid(), b),
+        lambda a, b: torch.add(a.sigmoid() * 0, other=b),
+        lambda a, b: b.clamp(-50, 50),
+    ],
+    ids=["written over", "added by name", "clamped"],
+)
+def test_what_is_no_gate_gets_everything(function, form):
+    a, b, c = tensors((3, 4), (3, 4), (3, 4))
+    expected = [nothing(a), None, nothing(c)]
+    check(
+        lambda a, b, c: function(a, b) * torch.relu(c.abs()),
+        [a, b, c],
+        "cp",
+        form,
+        lambda relevance: [expected[0], relevance, expected[2]],
+    )
 
 
 @pytest.mark.parametrize("form", FORMS)

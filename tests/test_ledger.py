@@ -6,9 +6,11 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
+import torchvision
 import zennit.rules
 
 from zennit_attn import AttnLRPComposite, CPLRPComposite, GammaViTComposite, InputXGradient, input_x_gradient, targets
+from zennit_attn.finiteness import NotFiniteError
 from zennit_attn.ledger import Ledger
 from zennit_attn.rules import Epsilon, Gamma
 
@@ -143,6 +145,47 @@ def test_constants_of_every_kind():
         -float(model.token.detach()[:, reaches].sum()), rel=1e-9, abs=1e-12
     )
     assert abs(ledger.remainder) < 1e-12
+
+
+@pytest.mark.parametrize("preset", [AttnLRPComposite, CPLRPComposite])
+@pytest.mark.parametrize("make", [torchvision.models.resnet18, torchvision.models.mobilenet_v3_small])
+def test_models_that_write_in_place(make, preset):
+    model = models.scramble(make(num_classes=5)).double().eval()
+    x = torch.randn(1, 3, 32, 32, dtype=torch.float64)
+    ledger = InputXGradient(model, input_x_gradient(preset(strict=True))).ledger(x, targets.Label(2))
+    # random networks have relevances that are much larger than their sum, and so is the rounding
+    size = sum(map(abs, ledger.kept.values())) + abs(ledger.inputs["input"])
+    assert abs(ledger.remainder) < 1e-9 * size
+
+
+class Writes(torch.nn.Module):
+    """A constant into which the input is added, and one of which a part is the input's."""
+
+    def __init__(self):
+        super().__init__()
+        self.start = torch.nn.Parameter(torch.randn(2, 4, dtype=torch.float64))
+
+    def forward(self, x):
+        hidden = self.start.clone()
+        hidden += x
+        buffer = torch.ones(2, 5, dtype=x.dtype)
+        buffer[:, 1:] = hidden
+        return buffer.sum(1, keepdim=True)
+
+
+def test_constants_that_are_written_to():
+    model, x = Writes(), torch.randn(2, 4, dtype=torch.float64)
+    ledger = InputXGradient(model, input_x_gradient(CPLRPComposite(strict=True))).ledger(x, targets.Label(0))
+    assert ledger.inputs["input"] == pytest.approx(float(x.sum()), rel=1e-9)
+    # each row has a one, beside what it starts with
+    assert sum(ledger.kept.values()) == pytest.approx(float(model.start.detach().sum()) + 2, rel=1e-9)
+
+
+def test_a_ledger_of_nan_is_an_error():
+    model = torch.nn.Sequential(torch.nn.Linear(4, 2))
+    model[0].weight.data[0, 0] = float("nan")
+    with pytest.raises(NotFiniteError):
+        InputXGradient(model, input_x_gradient(AttnLRPComposite())).ledger(torch.ones(1, 4), targets.Label(0))
 
 
 def test_the_table_and_the_dictionary():

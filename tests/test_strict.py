@@ -1,6 +1,9 @@
 """What is reported: rules that no forward applied, and the first module at which something is not finite."""
 
+import gc
 import warnings
+import weakref
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -168,6 +171,30 @@ def test_masks_of_minus_infinity_are_no_overflow(form):
         x = torch.randn(1, 5, WIDTH, requires_grad=True)
         output = models.logits_of(model, x)
         output.backward(output.detach())
+
+
+def test_strict_rules_keep_no_graph_alive():
+    model, alive = models.llama().eval(), []
+    with input_x_gradient(AttnLRPComposite(strict=True)).context(model):
+        for _ in range(3):
+            x = torch.randn(1, 5, WIDTH, requires_grad=True)
+            logits = models.logits_of(model, x)
+            logits.sum().backward()
+            alive.append(weakref.ref(logits))
+            del logits
+    gc.collect()
+    assert [reference() for reference in alive] == [None] * 3
+
+
+def test_threads_do_not_hide_each_others_rules():
+    model = torch.nn.Sequential(*(torch.nn.Linear(4, 4) for _ in range(8)))
+    composite = input_x_gradient(AttnLRPComposite(layer_map=[(torch.nn.Linear, Gamma(0.1))]))
+
+    def run(_):
+        return model(torch.randn(2, 4, requires_grad=True)).shape
+
+    with composite.context(model), ThreadPoolExecutor(4) as pool:
+        assert list(pool.map(run, range(60))) == [(2, 4)] * 60
 
 
 def test_nothing_of_the_watch_is_left():

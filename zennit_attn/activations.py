@@ -82,7 +82,7 @@ def activation_call(
     slope : callable, optional
         The slope in closed form.
     degree : int, optional
-        How surely the output is a gate where it becomes a factor.
+        How surely the output is a gate where it becomes a factor; it is no less one than the input.
     """
     if not depends(input):
         return function(input)
@@ -99,7 +99,7 @@ def activation(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any], nam
     if slope is not None and (args or kwargs):
         # the slope takes the function's own arguments, by position or by name
         slope = partial(lambda closed, x: closed(x, *args, **kwargs), slope)
-    degree = SCALE if name in SCALES else ACTIVATION
+    degree = 0 if name.startswith(("clamp", "clip")) else SCALE if name in SCALES else ACTIVATION
     return activation_call(form, lambda x: function(x, *args, **kwargs), input, slope, degree)
 
 
@@ -133,7 +133,8 @@ def power(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any], name: st
         return activation(function, args, kwargs, name, form)
     if exponent < 0:
         return constant(function, args, kwargs)
-    if form == "relevance" or exponent == 0:
+    if form == "relevance" or exponent < 1:
+        # below 1 the derivative at zero is infinite
         return activation(function, args, kwargs, name, form)
     if exponent == 2 and name == "pow" and args:
         # how torch computes a square; the slope is the factor that keeps the graph out
@@ -142,4 +143,6 @@ def power(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any], name: st
         return mark(args[0] * args[0].detach(), max(ACTIVATION, strength(args[0])))
     # the slope x ** (n - 1) is the derivative over n
     output = function(*args, **kwargs)
-    return mark(Scale.apply(output, 1 / exponent)) if depends(output) else output
+    if not depends(output):
+        return output
+    return mark(Scale.apply(output, 1 / exponent), max(ACTIVATION, strength(args[0] if args else kwargs["input"])))

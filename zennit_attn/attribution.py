@@ -170,11 +170,8 @@ class InputXGradient(Attributor):
     def forward(self, input: Tensor | Mapping[str, Any], attr_output_fn: Any) -> Any:
         """Explain the output for an input, with the composite registered."""
         given, rest = split_input(input, self.argument)
-        if self.recording:
-            with recording(self.model) as recorder:
-                found = self.propagate(given, rest, attr_output_fn, recorder)
-                return recorder.ledger(found.explained, found.inputs)
-        found = self.propagate(given, rest, attr_output_fn)
+        with recording(self.model) if self.recording else nullcontext() as recorder:
+            found = self.propagate(given, rest, attr_output_fn, recorder)
         if not all(bool(part.isfinite().all()) for parts in found.inputs.values() for part in parts):
             # once more, with a look at every module
             with watch(self.model) as check_output:
@@ -183,6 +180,8 @@ class InputXGradient(Attributor):
                 "got relevance that is not finite, with finite signals at every module; expected a model that embeds "
                 "its input in a module, and inputs that are finite."
             )
+        if recorder is not None:
+            return recorder.ledger(found.explained, found.inputs)
         relevances = {
             name: parts[0] if given[name].is_floating_point() else tokens_of(parts, mask_of(name, rest))
             for name, parts in found.inputs.items()

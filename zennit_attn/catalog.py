@@ -151,12 +151,13 @@ def register_operator(function: Callable[..., Any], kind: str | None = None) -> 
     >>> from zennit_attn import register_operator
     >>> register_operator(torch.sinh, "activation")
 
-    The distance to a constant point, of which the square root is a norm, and a constant:
+    The root of a sum of squares, which shares relevance in proportion to the squares:
 
     >>> @register_operator(torch.hypot)
     ... def hypot(function, args, kwargs):
     ...     value = function(*(argument.detach() for argument in args))
-    ...     return sum(argument * (argument.detach() / value) for argument in args)
+    ...     denominator = value.clamp_min(torch.finfo(value.dtype).tiny)
+    ...     return sum(argument * (argument.detach() / denominator) for argument in args)
     """
     if kind is None:
         return partial(_register, function)

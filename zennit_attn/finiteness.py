@@ -44,9 +44,10 @@ def watch(model: torch.nn.Module) -> Iterator[Callable[[Any], None]]:
 
     def note(tensor: Tensor, place: str) -> None:
         if id(tensor) not in places:
-            # the tensor is kept, so that its id stays its own
-            places[id(tensor)] = tensor, []
-            tensor.register_hook(lambda signal: check_signal(signal, places[id(tensor)][1], overflow))
+            spots: list[str] = []
+            # the tensor is kept while the model runs, so that its id stays its own, but not by its own hook
+            places[id(tensor)] = tensor, spots
+            tensor.register_hook(lambda signal: check_signal(signal, spots, overflow))
         places[id(tensor)][1].append(place)
 
     def before(module: Any, args: Any, kwargs: Any) -> None:
@@ -76,6 +77,7 @@ def watch(model: torch.nn.Module) -> Iterator[Callable[[Any], None]]:
     try:
         yield check_output
     finally:
+        places.clear()
         for handle in handles:
             handle.remove()
 

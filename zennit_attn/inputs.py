@@ -118,7 +118,8 @@ def looked_up(indices: Any, tokens: Mapping[str | None, Tensor], leaves: Leaves)
         name: ids for name, ids in tokens.items() if isinstance(indices, Tensor) and indices.numel() == ids.numel()
     }
     for name, ids in candidates.items():
-        if indices.data_ptr() == ids.data_ptr():
+        # the same memory, and in the same order: a transposed view is another sequence
+        if indices.data_ptr() == ids.data_ptr() and torch.equal(indices.reshape(ids.shape), ids):
             return name
     for name, ids in candidates.items():
         # a copy of them; later copies may be the ids of a decoder

@@ -163,7 +163,8 @@ class Recorder:
 
     def constant(self, value: Tensor) -> Tensor:
         """Return a leaf that stands for a constant."""
-        leaf = value.detach().requires_grad_()
+        # a copy: what is written to the original later does not change what was added
+        leaf = value.detach().clone().requires_grad_()
         kind = self.names.get(value.untyped_storage().data_ptr(), "constant")
         self.constants.append(((self.modules[-1], kind), leaf))
         # whatever it is added to stays the gate that it is
@@ -171,7 +172,8 @@ class Recorder:
 
     def measure(self, value: Tensor, place: tuple[str, str], sign: int) -> None:
         """Note the relevance of a tensor when the backward pass gets to it."""
-        kept = value.detach()
+        # a copy: models write over their tensors in place
+        kept = value.detach().clone()
         value.register_hook(lambda signal: self.note(place, kept, signal, sign))
 
     def note(self, place: tuple[str, str], value: Tensor, signal: Tensor | None, sign: int = 1) -> None:
@@ -259,7 +261,9 @@ def with_leaves(recorder: Recorder, kind: str, name: str, writes: bool, args: An
         place, key = (0, "input") if kind == "added product" else (2, "bias")
         args = tuple(swapped(value) if number == place else value for number, value in enumerate(args))
         return args, {**kwargs, key: swapped(kwargs[key])} if key in kwargs else kwargs
-    # what is written to stays where it is
+    if writes and not args[0].requires_grad and args[0].is_floating_point():
+        # a constant that is written to is part of the result, in the same place
+        args[0].copy_(recorder.constant(args[0]))
     return (
         tuple(value if writes and number == 0 else swapped(value) for number, value in enumerate(args)),
         {key: value if key in ("alpha", "out") else swapped(value) for key, value in kwargs.items()},

@@ -37,6 +37,8 @@ def added_division(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any])
 
 def reversed_division(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """Divide ``other / input``, called as a method of the denominator."""
+    if not args:
+        return function(**{**kwargs, "A": swap(kwargs["A"], Tensor.detach)})
     return function(swap(args[0], Tensor.detach), *args[1:], **kwargs)
 
 
@@ -177,7 +179,7 @@ def batch_norm(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> 
         if training or running_var is None:
             raise RuntimeError(
                 "batch_norm with the statistics of the batch (training mode) mixes the samples that it explains; "
-                "expected running statistics: call model.eval() before the explanation."
+                "expected running statistics, and model.eval() before the explanation."
             )
         per_channel = (1, -1, *(1,) * (input.ndim - 2))
         with torch.no_grad():

@@ -184,10 +184,14 @@ def in_place(rule: Rule, function: Callable[..., Any]) -> Rule:
     return written
 
 
-def overwriting(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+def overwriting(rule: Rule) -> Rule:
     """Write in place, after the values that the backward pass needs are safe."""
-    Snapshot.protect(args[0])
-    return function(*args, **kwargs)
+
+    def written(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        Snapshot.protect(args[0])
+        return rule(function, args, kwargs)
+
+    return written
 
 
 def writes(rule: Rule) -> Rule:
@@ -274,7 +278,7 @@ def find(key: str, function: Callable[..., Any]) -> int:
 def _entry(rule: Callable[..., Any] | None, kind: Any, name: str, writing: bool, form: Form) -> Rule | None:
     """Return the rule of one function, given the rule of its kind in the gradient form."""
     if kind in ("routing", "joining", "split"):
-        return overwriting if writing and form == "relevance" else rule
+        return overwriting(rule or plain) if writing and form == "relevance" else rule
     if rule in (activation, power):
         rule = writes(partial(rule, name=name, form=form))
     elif form == "relevance":

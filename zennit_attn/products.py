@@ -36,10 +36,16 @@ def carrying(rule: Rule, places: slice = slice(None)) -> Rule:
     places : slice, optional
         Arguments that count: the first of routing and of divisions, all of a sum (default).
     """
+    everything = places == slice(None)
 
     def carried(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        degree = min(map(strength, operands(args[places], {} if args else kwargs)), default=0)
-        return mark(rule(function, args, kwargs), degree)
+        # by name, the first argument is one of all
+        counted = kwargs if everything or not args else {}
+        degree = min(map(strength, operands(args[places], counted)), default=0)
+        output = rule(function, args, kwargs)
+        if output is None and args:
+            mark(args[0], degree)  # what was written to
+        return mark(output, degree)
 
     return carried
 
@@ -51,6 +57,9 @@ def gate(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any], least: in
     """
     degrees = [strength(value) for value in operands(args, kwargs)]
     degrees = [degree if degree >= least else 0 for degree in degrees]
+    if least > ACTIVATION and len(degrees) < 2:
+        # a matrix of constants mixes gates
+        return uniform(function, args, kwargs)
     if len(degrees) == 2 and degrees[0] != degrees[1]:
         strongest = max(degrees)
         output = swap_call(
@@ -85,6 +94,7 @@ def similarity(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> 
         value = function(x1.detach(), x2.detach(), dim, eps)
         if not (depends(x1) or depends(x2)):
             return value
+        x1, x2 = torch.broadcast_tensors(x1, x2)
         norms = [x.detach().norm(dim=dim).clamp_min(eps) for x in (x1, x2)]
         return Value.apply(uniform(torch.mul, (x1, x2), {}).sum(dim) / (norms[0] * norms[1]), value)
 

@@ -19,7 +19,7 @@ from .conversion import ZennitRule, adopt
 from .operands import Form
 from .roles import is_linear
 from .rules import Rule
-from .scope import ForwardHandle, FrozenHandle, refuse_foreign
+from .scope import ForwardHandle, FrozenHandle, refuse_foreign, watch_rules
 
 T = TypeVar("T")
 
@@ -151,12 +151,10 @@ def look_for_unused(
     def around(forward: Any, args: Any, kwargs: Any) -> Any:
         if torch.compiler.is_compiling():
             return forward(*args, **kwargs)
-        for copies in rules.values():
-            for _, rule in copies:
-                rule.fired = False
-        output = forward(*args, **kwargs)
+        with watch_rules() as fired:
+            output = forward(*args, **kwargs)
         for title, copies in rules.items():
-            if not any(rule.fired for _, rule in copies):
+            if not any(id(rule) in fired for _, rule in copies):
                 report_unused(model, title, *copies[0], strict)
         return output
 

@@ -34,6 +34,7 @@ from .scope import (
     CheckpointHandle,
     ForwardHandle,
     FrozenHandle,
+    applied,
     enclosing_policy,
     is_shielded,
     recorder,
@@ -60,9 +61,7 @@ class Rule(Hook):
     """
 
     form: Form = "relevance"
-    #: Whether the rule was applied in a forward; the composite asks for it after each.
-    fired: bool = False
-    #: Whether it may go without: a preset's own rule, of modules that a forward need not call.
+    #: Whether it may go unused in a forward: a preset's own rule, of modules that need not be called.
     optional: bool = False
     #: Names of the constructor's arguments, each also an attribute.
     parameter_names: ClassVar[tuple[str, ...]] = ()
@@ -163,7 +162,7 @@ class Operators(Rule):
         def around(forward: Any, args: Any, kwargs: Any) -> Any:
             if is_shielded():
                 return forward(*args, **kwargs)
-            self.fired = True
+            applied(self)
             policy = enclosing_policy()
             if policy is not None or torch.compiler.is_compiling():
                 return rerun(self.policy(policy), forward, args, kwargs)
@@ -254,7 +253,7 @@ class LayerRule(Rule):
         def around(forward: Any, args: Any, kwargs: Any) -> Any:
             if is_shielded():
                 return forward(*args, **kwargs)
-            self.fired = True
+            applied(self)
             with shield():
                 if recorder() is None:
                     return self.call(module, forward, args, kwargs)

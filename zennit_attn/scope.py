@@ -1,8 +1,8 @@
 """Where rules hold: around the forward of a module, and nowhere else.
 
-:func:`wrap_forward` puts something around one instance's forward, and takes it off again. :class:`OperatorMode` looks
-up every function that is called while it is on; :func:`inside` turns it on for the extent of one forward, and
-:func:`shielded` off, inside of a module that has a layer rule.
+:class:`ForwardHandle` puts something around one instance's forward, and takes it off again. :class:`OperatorMode` looks
+up every function that is called while it is on; :func:`run_inside` turns it on for the extent of one forward, and
+:func:`shield` off, inside of a module that has a layer rule.
 
 This module does not know any rule: see :mod:`zennit_attn.operators` for the table.
 """
@@ -116,6 +116,7 @@ class _State(threading.local):
     mode: OperatorMode | None = None
     shielded: bool = False
     recorder: Any = None
+    fired: set[int] | None = None
     kind: type[OperatorMode] = OperatorMode
 
 
@@ -136,6 +137,22 @@ def record_with(recorder: Any, kind: type[OperatorMode]) -> Iterator[None]:
 def recorder() -> Any:
     """Return what records, None at most times."""
     return _state.recorder
+
+
+@contextmanager
+def watch_rules() -> Iterator[set[int]]:
+    """Collect the ids of the rules that are applied in this thread."""
+    before, _state.fired = _state.fired, set()
+    try:
+        yield _state.fired
+    finally:
+        _state.fired = before
+
+
+def applied(rule: Hook) -> None:
+    """Note that a rule is applied."""
+    if _state.fired is not None:
+        _state.fired.add(id(rule))
 
 
 def enclosing_policy() -> Policy | None:
