@@ -168,7 +168,7 @@ def contact_sheet(study: Study, result: Result, before: Tensor, after: Tensor) -
         [[None] * count, *map(list, found)],
         [list(map(seen, single_input(batch)[1])), *[[None] * count] * 2],
         rows=["input", "default", "best"],
-        labels=[[""] * count, *([f"{value:.2f}" for value in each[:count].tolist()] for each in (before, after))],
+        labels=[[""] * count, *([f"score {value:.2f}" for value in each[:count].tolist()] for each in (before, after))],
         shared=False,
         title=title,
     )

@@ -75,8 +75,8 @@ def ticks_of(values: Sequence[float]) -> list[float]:
     Examples
     --------
     >>> from zennit_attn.scatter import ticks_of
-    >>> ticks_of([0.12, 0.31])
-    [0.1, 0.2, 0.30000000000000004, 0.4]
+    >>> ticks_of([1.2, 3.9])
+    [1.0, 2.0, 3.0, 4.0]
     """
     low, high = min(values), max(values)
     span = high - low or abs(high) or 1.0

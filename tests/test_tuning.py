@@ -1,0 +1,515 @@
+"""Tuning: what is searched, the score, the log, the files, and Optuna in several processes."""
+
+import copy
+import csv
+import importlib.util
+import itertools
+import json
+import os
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torchvision
+import transformers
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+from zennit.attribution import Gradient
+
+from zennit_attn import GammaViTComposite, load_composite, tuning
+from zennit_attn.canvas import Rectangle
+from zennit_attn.configuration import to_toml
+from zennit_attn.explainer import InputError
+from zennit_attn.rules import Epsilon, Gamma
+from zennit_attn.scatter import RED, scatter, ticks_of
+from zennit_attn.space import Space
+from zennit_attn.study import SCORES
+from zennit_attn.tuning import Study, read_study, tune
+
+ROOT = Path(__file__).parent.parent
+needs_optuna = pytest.mark.skipif(importlib.util.find_spec("optuna") is None, reason="needs optuna")
+
+TINY = """
+from types import SimpleNamespace
+import torch, torchvision
+
+def load_model():
+    torch.manual_seed(0)
+    model = torchvision.models.VisionTransformer(image_size=16, patch_size=4, num_layers=2, num_heads=2, hidden_dim=8,
+                                                 mlp_dim=16, num_classes=3)
+    torch.nn.init.normal_(model.heads.head.weight)
+    return model.eval()
+
+def load_data(split, count):
+    generator = torch.Generator().manual_seed(("tune", "test").index(split))
+    masks = torch.zeros(count, 16, 16, dtype=torch.bool)
+    masks[:, 4:8, 4:8] = True
+    images = torch.rand(count, 3, 16, 16, generator=generator)
+    return SimpleNamespace(images=images, labels=torch.arange(count) % 3, masks=masks)
+
+def preprocess(images):
+    return images * 2 - 1
+"""
+STUDY = {
+    "preset": "gamma_vit",
+    "data": {"name": "tiny.py", "tune": 4, "test": 5, "target": "label"},
+    "model": {"name": "tiny.py", "device": "cpu"},
+    "score": {"steps": 4, "batch_size": 3},
+    "search": {
+        "parameters": {"linear_gamma": [0, 0.3, 3.0]},
+        "role_map": [{"roles": ["qkv"], "rule": "Gamma", "parameters": {"gamma": [0.02, 0.5]}}],
+    },
+}
+BOUNDS = {"low": 0.01, "high": 10, "log": True}
+
+
+def toml_of(content):
+    """Write tables of tables inline, which is as good as any other TOML."""
+
+    def value(given):
+        if isinstance(given, dict):
+            return "{" + ", ".join(f'"{key}" = {value(item)}' for key, item in given.items()) + "}"
+        return f"[{', '.join(map(value, given))}]" if isinstance(given, list) else json.dumps(given)
+
+    return "\n".join(f"{key} = {value(item)}" for key, item in content.items())
+
+
+def changed(content, **changes):
+    """Return a study's content with other values, named by their path, such as data__tune."""
+    content = copy.deepcopy(content)
+    for path, value in changes.items():
+        *tables, key = path.split("__")
+        table = content
+        for name in tables:
+            table = table[name]
+        table[key] = value
+    return content
+
+
+@pytest.fixture
+def write(tmp_path):
+    """Return a function that writes a study with its Python file, and returns its path."""
+    (tmp_path / "tiny.py").write_text(TINY)
+
+    def write(content):
+        path = tmp_path / "study.toml"
+        path.write_text(toml_of(content))
+        return path
+
+    return write
+
+
+def rows_of(path):
+    """Return the rows of a leaderboard."""
+    return list(csv.DictReader(path.read_text().splitlines()))
+
+
+def area_by_hand(model, images, labels, composite, steps):
+    """Return ΔA of each image by zennit's Gradient, patch by patch, for patches of 4 x 4 pixels."""
+    inputs = images.clone().requires_grad_()
+    with Gradient(model, composite) as attributor:
+        _, relevance = attributor(inputs, lambda out: torch.eye(out.shape[1])[labels] * out)
+    areas = []
+    for image, values, label in zip(images, relevance.detach().sum(1), labels, strict=True):
+        patches = sorted(itertools.product(range(0, 16, 4), repeat=2))
+        order = sorted(patches, key=lambda place: -float(values[place[0] :, place[1] :][:4, :4].sum()))
+        means = []
+        for removed in (order[::-1], order):
+            logits = []
+            for count in range(0, len(order) + 1, len(order) // steps):
+                perturbed = image.clone()
+                for y, x in removed[:count]:
+                    perturbed[:, y : y + 4, x : x + 4] = 0
+                with torch.no_grad():
+                    logits.append(float(model(perturbed[None])[0, label]))
+            means.append(np.trapezoid(logits, dx=1 / steps))
+        areas.append(means[0] - means[1])
+    return torch.tensor(areas)
+
+
+def test_the_objective_is_the_area_between_the_curves(write):
+    study = read_study(write(STUDY))
+    composite = GammaViTComposite(linear_gamma=0.3, role_map=[("qkv", Gamma(0.5))])
+    labels = torch.arange(4) % 3
+    expected = area_by_hand(study.model, study.tune.batch, labels, composite, 4)
+    # sums in another order, in float32
+    torch.testing.assert_close(study.scores(composite, study.tune), expected.float(), rtol=1e-4, atol=1e-5)
+    objective = study.objective({"linear_gamma": 0.3, "qkv.gamma": 0.5})
+    assert objective == pytest.approx(float(expected.mean()), rel=1e-4)
+
+
+def test_a_grid_finds_what_brute_force_finds(write, tmp_path):
+    result = tune(write(STUDY), tmp_path / "out")
+    study = read_study(tmp_path / "study.toml")
+    brute = {
+        (linear, qkv): float(
+            study.scores(GammaViTComposite(linear_gamma=linear, role_map=[("qkv", Gamma(qkv))]), study.tune).mean()
+        )
+        for linear in (0, 0.3, 3.0)
+        for qkv in (0.02, 0.5)
+    }
+    best = max(brute, key=brute.get)
+    assert brute[best] > result.default.score
+    assert tuple(result.best.parameters.values()) == best
+    assert [tuple(trial.parameters.values()) for trial in result.trials] == list(brute)
+    assert [trial.score for trial in result.trials] == pytest.approx(list(brute.values()))
+
+    rows = rows_of(tmp_path / "out/leaderboard.csv")
+    assert [int(row["rank"]) for row in rows] == list(range(1, 8))
+    assert [row["trial"] for row in rows].count("default") == 1
+    scores = [float(row["score"]) for row in rows]
+    assert scores == sorted(scores, reverse=True)
+    # only what was chosen, and what it is compared with, see the test samples
+    assert [row["trial"] for row in rows if row["test"]] == [row["trial"] for row in rows if row["rank"] == "1"] + [
+        "default"
+    ]
+
+    test = study.scores(result.composite, study.test)
+    difference = test - study.scores(study.space.default, study.test)
+    assert result.test_best.mean == pytest.approx(float(test.double().mean()))
+    assert result.test_difference.mean == pytest.approx(float(difference.double().mean()))
+    for name in ("parameters.png", "contact_sheet.png"):
+        with Image.open(tmp_path / "out" / name) as picture:
+            assert picture.width > 300
+
+
+def test_the_winner_is_a_preset_with_its_provenance(write, tmp_path):
+    result = tune(write(STUDY), tmp_path / "out")
+    winner = tmp_path / "out/winner.toml"
+    expected = GammaViTComposite(
+        linear_gamma=result.best.parameters["linear_gamma"],
+        role_map=[("qkv", Gamma(result.best.parameters["qkv.gamma"]))],
+    )
+    assert load_composite(winner) == result.composite == expected
+    found = tomllib.loads(winner.read_text())["made_with"]
+    assert found["torch"] == torch.__version__.split("+")[0]
+    assert found["model"] == "tiny.py"
+    assert found["tuning"]["data"] == "tiny.py"
+    assert (found["tuning"]["tune_samples"], found["tuning"]["test_samples"]) == (4, 5)
+    assert found["tuning"]["test_best"] == pytest.approx(
+        [result.test_best.mean, result.test_best.low, result.test_best.high]
+    )
+
+
+def test_the_default_wins_where_nothing_is_better(write, tmp_path):
+    # the same as the default, and so not better
+    same = changed(STUDY, search={"parameters": {"linear_gamma": [0.05]}})
+    result = tune(write(same), tmp_path / "out")
+    assert result.best is result.default
+    assert load_composite(tmp_path / "out/winner.toml") == GammaViTComposite()
+    assert result.test_difference.mean == 0
+    assert "may be chance" in str(result)
+
+
+def test_the_space_is_what_files_say_in_their_words():
+    content = {
+        "preset": "gamma_vit",
+        "parameters": {"conv_gamma": 0.7},
+        "role_map": [{"roles": ["qkv"], "rule": "Epsilon", "parameters": {"epsilon": 0.1}}],
+        "search": {
+            "parameters": {"attention": ["cp", "attnlrp"]},
+            "name_map": [{"names": ["*.mlp.0"], "rule": "AlphaBeta", "parameters": {"alpha": [2.0], "beta": 1.0}}],
+            "role_map": [
+                {"roles": ["mlp", "qkv"], "rule": "Gamma", "parameters": {"gamma": BOUNDS, "stabilizer": 1e-4}}
+            ],
+            "layer_map": [{"types": ["Linear"], "rule": "Epsilon", "parameters": {"epsilon": [0.5, 1]}}],
+        },
+    }
+    space = Space(content)
+    assert list(space.axes) == ["attention", "*.mlp.0.alpha", "mlp,qkv.gamma", "Linear.epsilon"]
+    composite = space.composite(dict(zip(space.axes, ("attnlrp", 2.0, 0.3, 1), strict=True)))
+    assert composite.conv_gamma == 0.7
+    assert composite.attention == "attnlrp"
+    # what is searched comes before what the file has
+    assert [(keys, rule.parameters()) for keys, rule in composite.role_map] == [
+        (("mlp", "qkv"), Gamma(0.3, 1e-4).parameters()),
+        (("qkv",), Epsilon(0.1).parameters()),
+    ]
+    assert composite.layer_map[0][1].parameters()["epsilon"] == 1
+    assert composite.name_map[0][1].parameters()["alpha"] == 2.0
+    assert to_toml(space.default) == to_toml(GammaViTComposite(conv_gamma=0.7, role_map=[("qkv", Epsilon(0.1))]))
+
+
+class Stopped(BaseException):
+    """What stops a search, as ctrl-c does."""
+
+
+def stop_after(monkeypatch, count):
+    """Let so many scores be computed, and count them."""
+    scores, calls = Study.scores, []
+
+    def counted(self, composite, samples):
+        calls.append(composite)
+        if len(calls) > count:
+            raise Stopped
+        return scores(self, composite, samples)
+
+    monkeypatch.setattr(Study, "scores", counted)
+    return calls
+
+
+def without_seconds(path):
+    return [{key: value for key, value in row.items() if key != "seconds"} for row in rows_of(path)]
+
+
+@pytest.mark.parametrize("method", ["grid", pytest.param("optuna", marks=needs_optuna)])
+def test_an_interrupted_search_goes_on(write, tmp_path, monkeypatch, method):
+    content = changed(STUDY, search__method=method)
+    if method == "optuna":
+        # more than the ten that its sampler draws at random
+        content = changed(content, search__trials=13, search__parameters__linear_gamma=BOUNDS)
+    path, count = write(content), 13 if method == "optuna" else 6
+    whole = tune(path, tmp_path / "whole")
+    # the default and all but two trials
+    stop_after(monkeypatch, count - 1)
+    with pytest.raises(Stopped):
+        tune(path, tmp_path / "parts")
+    monkeypatch.undo()
+    with (tmp_path / "parts/trials.jsonl").open("a") as log:
+        log.write('{"number": 4, "param')
+    calls = stop_after(monkeypatch, 100)
+    parts = tune(path, tmp_path / "parts")
+    # two trials, and the default and the best on the test samples
+    assert len(calls) == 4
+    assert [trial.parameters for trial in parts.trials] == [trial.parameters for trial in whole.trials]
+    for name in ("whole", "parts"):
+        assert len((tmp_path / name / "trials.jsonl").read_text().splitlines()) == count + 2
+    assert without_seconds(tmp_path / "parts/leaderboard.csv") == without_seconds(tmp_path / "whole/leaderboard.csv")
+
+
+@needs_optuna
+def test_more_trials_may_be_added(write, tmp_path):
+    content = changed(STUDY, search__method="optuna", search__trials=2)
+    first = tune(write(content), tmp_path / "out")
+    more = tune(write(changed(content, search__trials=4)), tmp_path / "out")
+    assert more.trials[:2] == first.trials
+    assert len(more.trials) == 4
+
+
+WORKER = """
+import os, sys, optuna
+from optuna.storages import JournalStorage
+from optuna.storages.journal import JournalFileBackend
+from zennit_attn.tuning import read_study
+
+def work(path, log, trials):
+    study = read_study(path)
+    def objective(trial):
+        trial.set_user_attr("process", os.getpid())
+        return study.objective(study.space.suggest(trial))
+    shared = optuna.create_study(study_name="shared", storage=JournalStorage(JournalFileBackend(log)),
+                                 direction="maximize", load_if_exists=True)
+    shared.optimize(objective, n_trials=trials)
+    return study, shared
+
+if __name__ == "__main__":
+    work(sys.argv[1], sys.argv[2], 3)
+"""
+
+
+@needs_optuna
+def test_optuna_drives_the_objective_in_two_processes(write, tmp_path):
+    path = str(write(changed(STUDY, search__method="optuna", search__parameters__linear_gamma=BOUNDS)))
+    log = str(tmp_path / "journal.log")
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])}
+    command = [sys.executable, "-c", WORKER, path, log]
+    with subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True) as other:
+        # this process is the second one
+        here = {"__name__": "worker"}
+        exec(WORKER, here)
+        study, shared = here["work"](path, log, 3)
+        error = other.communicate(timeout=120)[1]
+    assert other.returncode == 0, error
+    assert len(shared.trials) == 6
+    assert {trial.user_attrs["process"] for trial in shared.trials} == {other.pid, os.getpid()}
+    for trial in shared.trials:
+        # the same arithmetic in another process, perhaps on another number of threads
+        assert trial.value == pytest.approx(study.objective(trial.params), rel=1e-4)
+
+
+WRONG = [
+    ({"serch": {}}, "nearest: 'search'"),
+    ({"search": {}}, "search without parameters"),
+    ({"search__methods": "grid"}, "nearest: 'method'"),
+    ({"search__method": "random"}, r"expected one of \('grid', 'optuna'\)"),
+    ({"search__trials": 3}, "which tries all values"),
+    ({"search__parameters": {"linear_gamma": BOUNDS}}, "method='optuna'"),
+    ({"search__parameters": {"linear_gama": [1]}}, "nearest: 'linear_gamma'"),
+    ({"search__parameters": {"linear_gamma": []}}, "at least one value, each once"),
+    ({"search__parameters": {"linear_gamma": [1, 0.5, 1]}}, "at least one value, each once"),
+    ({"search__parameters": {"linear_gamma": [0.1, -1]}}, "at least 0"),
+    ({"search__parameters": {"linear_gamma": 0.1}}, "a list of values"),
+    ({"search__parameters": {"linear_gamma": {"low": 1, "high": 1}}}, "expected low < high"),
+    ({"search__parameters": {"linear_gamma": {"low": 0, "high": 1, "log": True}}}, "with log, 0 < low"),
+    ({"search__parameters": {"linear_gamma": {"low": 0.1, "top": 1}}}, "expected one of"),
+    ({"search__parameters": {"linear_gamma": {"low": 0.1}}}, "finite numbers as low and high"),
+    ({"search__role_map": [{"roles": ["qvk"], "rule": "Gamma", "parameters": {"gamma": [1]}}]}, "nearest: 'qkv'"),
+    ({"search__role_map": [{"roles": ["qkv"], "rule": "Gama", "parameters": {"gamma": [1]}}]}, "Gamma"),
+    ({"search__role_map": [{"roles": ["qkv"], "rule": "Gamma", "parameters": {"gamma": 1}}]}, "nothing to search"),
+    ({"search__role_map": STUDY["search"]["role_map"] * 2}, "each parameter once"),
+    ({"search__name_map": [{"names": ["*.mpl"], "rule": "Gamma", "parameters": {"gamma": [1]}}]}, "fits no module"),
+    ({"score__name": "delta_aria"}, "nearest: 'delta_area'"),
+    ({"score__fill": "gray"}, "expected a number, 'mean' or 'blur'"),
+    ({"score__size": 5}, "expected a divisor"),
+    ({"score__steps": 2.5}, "expected a whole number"),
+    ({"data__tune": 0}, "at least 1"),
+    ({"data__target": "best"}, "'largest' or 'label'"),
+    ({"data__folder": "here"}, "either a folder or a name"),
+    ({"data__name": "CIFAR11"}, "nearest: 'CIFAR10'"),
+    ({"model__name": "other.py"}, "there is no file 'other.py'"),
+    ({"model__size": 3}, "expected one of"),
+    ({"made_with": {}}, "expected one of"),
+]
+
+
+@pytest.mark.parametrize(("changes", "message"), WRONG)
+def test_what_is_wrong_in_a_file_is_said(write, tmp_path, changes, message):
+    with pytest.raises((TypeError, ValueError, FileNotFoundError), match=message):
+        tune(write(changed(STUDY, **changes)), tmp_path / "out")
+
+
+def test_no_sample_is_in_both_sets(write):
+    study = read_study(write(STUDY))
+    with pytest.raises(ValueError, match="4 inputs that are in both sets"):
+        Study(STUDY, study.model, study.tune, study.tune)
+
+
+def test_a_log_belongs_to_one_study(write, tmp_path):
+    tune(write(STUDY), tmp_path / "out")
+    with pytest.raises(ValueError, match="study of another study"):
+        tune(write(changed(STUDY, score__steps=8)), tmp_path / "out")
+    # the same file, with other weights
+    (tmp_path / "tiny.py").write_text(TINY.replace("manual_seed(0)", "manual_seed(1)"))
+    with pytest.raises(ValueError, match="study of another model"):
+        tune(write(STUDY), tmp_path / "out")
+    (tmp_path / "out/trials.jsonl").write_text("{}\n")
+    with pytest.raises(ValueError, match="cannot read"):
+        tune(write(STUDY), tmp_path / "out")
+
+
+def test_a_score_that_is_not_finite_stops_the_search(write, tmp_path, monkeypatch):
+    monkeypatch.setitem(SCORES, "delta_area", lambda given: given.relevance.new_full((len(given.relevance),), np.nan))
+    with pytest.raises(ValueError, match="not finite for 4 of 4 samples"):
+        tune(write(STUDY), tmp_path / "out")
+    assert len((tmp_path / "out/trials.jsonl").read_text().splitlines()) == 1
+
+
+@pytest.mark.parametrize("parameters", [{"linear_gamma": 1}, {"linear_gamma": 1, "qkv.gamma": 1, "qkv.gama": 1}])
+def test_the_objective_wants_its_parameters(write, parameters):
+    with pytest.raises(ValueError, match=r"'qkv.gamma' is missing|'qkv.gama' is not searched, nearest: 'qkv.gamma'"):
+        read_study(write(STUDY)).objective(parameters)
+
+
+@pytest.mark.parametrize("score", ["relevance_mass", "pointing_game", "relevance_rank", "occlusion"])
+def test_other_scores(write, score):
+    study = read_study(write(changed(STUDY, score__name=score)))
+    found = study.scores(study.space.default, study.tune)
+    assert found.shape == (4,)
+    assert -1 <= float(found.min()) <= float(found.max()) <= 1
+
+
+@pytest.fixture
+def saved_vit(tmp_path):
+    """Save a model of transformers and a folder of images in two classes, and return the study of them."""
+    sizes = {"image_size": 16, "patch_size": 8, "hidden_size": 8, "intermediate_size": 16, "num_attention_heads": 2}
+    torch.manual_seed(0)
+    config = transformers.ViTConfig(**sizes, num_hidden_layers=1, num_labels=2)
+    transformers.ViTForImageClassification(config).save_pretrained(tmp_path / "vit")
+    transformers.ViTImageProcessor(size={"height": 16, "width": 16}).save_pretrained(tmp_path / "vit")
+    rng = np.random.default_rng(0)
+    for index in range(8):
+        folder = tmp_path / "images" / f"class{index % 2}"
+        folder.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(rng.integers(0, 256, (20, 24, 3), dtype=np.uint8)).save(folder / f"{index}.png")
+    data = {"folder": "images", "tune": 3, "test": 4}
+    return changed(STUDY, model={"name": "vit", "device": "cpu"}, data=data, score={"steps": 2})
+
+
+def test_a_folder_of_images_and_a_model_of_transformers(saved_vit, write, tmp_path, capsys):
+    path = write(saved_vit)
+    study = read_study(path)
+    pixels = [part.batch["pixel_values"] for part in (study.tune, study.test)]
+    assert [len(part) for part in pixels] == [3, 4]
+    with torch.no_grad():
+        largest = study.model(pixels[0]).logits.argmax(1)
+    assert torch.equal(study.tune.target.shares.argmax(1), largest)
+    # each image once
+    assert len({image.numpy().tobytes() for image in torch.cat(pixels)}) == 7
+    other = read_study(write(changed(saved_vit, data__seed=1)))
+    assert not torch.equal(other.tune.batch["pixel_values"], pixels[0])
+
+    assert tuning.main(write(saved_vit)) == 0
+    printed = capsys.readouterr().out
+    assert "best of 6 trials" in printed
+    assert "difference" in printed
+    assert tuning.main(path, tmp_path / "study", as_json=True) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert load_composite(found["winner"]).linear_gamma == found["best"]["parameters"].get("linear_gamma", 0.05)
+    with pytest.raises(InputError, match="8 images, expected 3 to tune and 6 to test"):
+        tuning.main(write(changed(saved_vit, data__test=6)))
+
+
+def test_copies_of_an_image_are_found(saved_vit, write, tmp_path):
+    for file in (tmp_path / "images/class0").iterdir():
+        (tmp_path / "images/class1" / f"copy{file.name}").write_bytes(file.read_bytes())
+    with pytest.raises(ValueError, match="in both sets"):
+        read_study(write(changed(saved_vit, data__tune=6, data__test=6)))
+
+
+def test_a_dataset_of_torchvision(saved_vit, write, tmp_path):
+    data = {"name": "ImageFolder", "root": "images", "tune": 3, "test": 4, "target": "label"}
+    study = read_study(write(changed(saved_vit, data=data)))
+    images = torchvision.datasets.ImageFolder(tmp_path / "images")
+    processor = transformers.ViTImageProcessor.from_pretrained(tmp_path / "vit")
+    expected = {
+        processor(images=image, return_tensors="np")["pixel_values"].tobytes(): label for image, label in images
+    }
+    for part in (study.tune, study.test):
+        for pixels, shares in zip(part.batch["pixel_values"], part.target.shares, strict=True):
+            assert shares.argmax() == expected[pixels.numpy().tobytes()]
+
+
+@given(st.lists(st.floats(-1e6, 1e6, allow_subnormal=False), min_size=1, max_size=5))
+def test_ticks_are_around_all_values(values):
+    ticks = ticks_of(values)
+    assert 2 <= len(ticks) <= 7
+    # steps are sums of a rounded step
+    slack = 1e-9 * max(map(abs, ticks))
+    assert ticks[0] - slack <= min(values)
+    assert max(values) <= ticks[-1] + slack
+    steps = np.diff(ticks)
+    np.testing.assert_allclose(steps, steps[0], atol=slack)
+
+
+def test_dashes_are_where_scores_are():
+    space = Space(
+        changed(STUDY, search__parameters={"linear_gamma": BOUNDS, "head_gamma": [0, 1]}, search__role_map=[])
+    )
+    choices = [{"linear_gamma": value, "head_gamma": int(value > 1)} for value in (0.01, 0.1, 1.0, 10.0)]
+    canvas = scatter(list(space.axes.values()), choices, [0.2, 0.5, 0.3, 0.4], 0.35)
+    marks = {item.note: item for item in canvas.items if isinstance(item, Rectangle) and item.note}
+    linear = [
+        marks[f"{choice['linear_gamma']} {score}"] for choice, score in zip(choices, (0.2, 0.5, 0.3, 0.4), strict=True)
+    ]
+    assert [mark.fill == RED for mark in linear] == [False, True, False, False]
+    # the axis is logarithmic: the two in the middle are as far from each other as thirds of the panel
+    assert linear[0].x < linear[1].x < linear[2].x < linear[3].x
+    heights = [mark.y for mark in linear]
+    np.testing.assert_allclose(np.diff(heights) / (heights[0] - heights[1]), [-1, 2 / 3, -1 / 3])
+
+
+def test_the_study_of_the_shapes_can_be_read_and_its_winner_loads():
+    content = tomllib.loads((ROOT / "examples/tune_shapes.toml").read_text())
+    space = Space(content)
+    winner = ROOT / "examples/tuned/shapes.toml"
+    found = tomllib.loads(winner.read_text())["made_with"]["tuning"]
+    best = rows_of(ROOT / "examples/tuned/leaderboard.csv")[0]
+    parameters = {name: best[name] if name == "attention" else float(best[name]) for name in space.axes}
+    assert load_composite(winner) == space.composite(parameters)
+    assert float(best["score"]) == pytest.approx(found["tune_best"], rel=1e-5)
+    assert found["test_difference"][1] > 0
