@@ -392,6 +392,12 @@ def test_describe_needs_no_weights(tmp_path, capsys, vit):
     assert {module["role"] for module in modules[1:]} == {"patch_embedding", "qkv", "projection", "mlp", "head"}
 
 
+def test_a_study_that_is_not_there(capsys, tmp_path):
+    code, _, error = run(capsys, "tune", tmp_path / "none.toml")
+    assert code == 2
+    assert "none.toml" in error
+
+
 def test_the_entry_point_is_installed():
     setup = configparser.ConfigParser()
     setup.read(ROOT / "setup.cfg")

@@ -18,7 +18,7 @@ from typing import Any
 
 from transformers.utils import logging
 
-from . import batch
+from . import batch, tuning
 from .composites import TransformerComposite
 from .configuration import PRESETS, made_with, to_toml
 from .explainer import DTYPES, Explainer, InputError, check_composite, composite_of, empty_model, loader_of
@@ -101,6 +101,10 @@ def parser() -> argparse.ArgumentParser:
     described = commands.add_parser("describe", help="print module, role and rule of a model; loads no weights")
     add_model(described)
     described.set_defaults(command=describe)
+    tuned = commands.add_parser("tune", help="search for the best parameters of rules, as a TOML file says")
+    tuned.add_argument("study", type=Path, metavar="FILE.toml", help="the study, see docs/tuning.md")
+    tuned.add_argument("--out", type=Path, metavar="FOLDER", help="where to write (default: the file without .toml)")
+    tuned.set_defaults(command=lambda args: tuning.main(args.study, args.out, args.json))
     for command in commands.choices.values():
         command.description = command.description or f"{command.prog}: see zennit-attn --help for examples."
         command.add_argument("--json", action="store_true", help="print JSON on stdout")
