@@ -55,7 +55,7 @@ SETTINGS = {
 #: What a status does not tell by itself.
 NOTES = {
     "causal-lm/hrm_text": "with L_bp_cycles = L_cycles: else cycles under torch.no_grad lose a share",
-    "image-text-to-text/ovis2": "pixel_values get no relevance: its visual tokens are an argmax",
+    "image-text-to-text/ovis2": "its visual tokens are an argmax",
     "zero-shot-image/videoprism": "its logits are probabilities: exp has no share for an input of zero",
 }
 
@@ -167,10 +167,11 @@ def run(case: str) -> dict[str, Any]:
         result |= {"status": "refused", "note": str(error)}
     except Exception as error:
         note = f"{type(error).__name__}: {' '.join(str(error).split())}"
-        status = "cannot be built" if "allocate memory" in note else stage
-        result |= {"status": status, "note": note[:300], "traceback": traceback.format_exc()[-3000:]}
+        if "allocate memory" in note:
+            stage, note = "cannot be built", "more than a worker's memory: cannot allocate memory"
+        result |= {"status": stage, "note": note[:300], "traceback": traceback.format_exc()[-3000:]}
     if case in NOTES:
-        result["note"] = NOTES[case]
+        result["note"] = "; ".join(filter(None, (result.get("note"), NOTES[case])))
     return result | {"seconds": round(time.monotonic() - begin, 1)}
 
 

@@ -215,10 +215,11 @@ SPECIAL: dict[str, Callable[[Any, dict[str, Any]], dict[str, Any]]] = {
         "input_features": torch.randn(1, 24, 560),
         "input_features_mask": torch.ones(1, 24).long(),
     },
-    "qwen3_asr": lambda model, inputs: {
-        "input_features": torch.randn(1, 128, 64),
-        "input_features_mask": torch.ones(1, 64).long(),
-    },
+    "qwen3_asr": lambda model, inputs: (
+        {"input_features": torch.randn(1, 128, 200), "input_features_mask": torch.ones(1, 200).long()}
+        if "input_features" in inputs
+        else {}
+    ),
     "voxtral_realtime": lambda model, inputs: {"input_features": torch.randn(1, 128, 48)},
     "kyutai_speech_to_text": lambda model, inputs: {
         "input_ids": torch.randint(5, 60, (1, TOKENS, model.config.num_codebooks + 1))

@@ -86,7 +86,6 @@ OVERRIDES: dict[str, dict[str, Any]] = {
     "AlignConfig": {"projection_dim": 80},
     "PerceiverConfig": {"num_cross_attention_heads": 1},
     "ShieldGemma2Config": {"mm_tokens_per_image": 4, "yes_token_index": 50, "no_token_index": 51},
-    "Qwen3ASREncoderConfig": {"n_window": 16},
     "GraniteSpeechEncoderConfig": {"hidden_dim": WIDTH},
     "GraniteSpeechPlusEncoderConfig": {"hidden_dim": WIDTH},
     "GraniteSpeechConfig": {"window_size": 15},
