@@ -1,7 +1,8 @@
 """Samples: the model of a study and the images that it explains, from folders, datasets of torchvision, or Python.
 
-Images are split into one set to tune on and one to test on, which share none. Nothing is downloaded here but what
-transformers loads by name. A model or a dataset whose name ends with ``.py`` is a Python file, which is run.
+Images are split into one set to tune on and one to test on, which share none. A model or a dataset whose name ends with
+``.py`` is a Python file, which is run. Models of transformers may be downloaded by name; datasets are not, unless their
+arguments say so.
 """
 
 from __future__ import annotations
