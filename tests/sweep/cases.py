@@ -56,7 +56,7 @@ SETTINGS = {
 NOTES = {
     "causal-lm/hrm_text": "with L_bp_cycles = L_cycles: else cycles under torch.no_grad lose a share",
     "image-text-to-text/ovis2": "its visual tokens are an argmax",
-    "zero-shot-image/videoprism": "its logits are probabilities: exp has no share for an input of zero",
+    "zero-shot-image/videoprism": "its logits are probabilities, of which similarities near 0 tell little",
 }
 
 

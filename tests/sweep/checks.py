@@ -165,27 +165,30 @@ def obstacle_of(logits: Tensor) -> str | None:
 
 
 def check_conservation(model: Any, inputs: Any, plain: Tensor, index: int) -> tuple[dict[str, float], list[Tensor]]:
-    """Return leak, share of the constants, and change of the forward under CP-LRP; and the relevance of the inputs."""
+    """Return leak, shares of constants, and change of the forward under CP-LRP; and the relevance of the inputs."""
     composite = CPLRPComposite(strict=True)
     relevance, logits = explain(model, inputs, composite, index)
-    shares = constant_shares(model, inputs, composite, index, len(relevance))
+    shares, expansions = constant_shares(model, inputs, composite, index, len(relevance))
     logit = float(plain.reshape(-1)[index])
     result = {
-        "leak": abs(total(relevance) + total(shares) - logit) / abs(logit),
+        "leak": abs(total(relevance) + total(shares) + total(expansions) - logit) / abs(logit),
         "constants": abs(total(shares) / logit),
+        "expansions": abs(total(expansions) / logit),
         "forward": difference([logits], [plain]),
     }
     return result, relevance
 
 
-def constant_shares(model: Any, inputs: Any, composite: Any, index: int, count: int) -> list[Tensor]:
-    """Return the relevance of the constants that a forward adds, given how many inputs there are."""
+def constant_shares(
+    model: Any, inputs: Any, composite: Any, index: int, count: int
+) -> tuple[list[Tensor], list[Tensor]]:
+    """Return the relevance of the constants that a forward adds, and what exp keeps; ``count`` inputs come first."""
     added, again = ConstantLeaves(), ConstantLeaves()
     everything = explain(model, inputs, composite, index, added=added)[0]
     # what changes with the input is none, but was cut off from it
     explain(model, inputs, composite, index, added=again, noise=1e-6)
     pairs = zip(everything[count:], added.values, again.values, strict=False)
-    return [share for share, before, after in pairs if torch.equal(before, after)]
+    return [share for share, before, after in pairs if torch.equal(before, after)], added.expansions
 
 
 def check_forms(model: Any, inputs: Any, index: int, relevance: list[Tensor]) -> dict[str, float]:

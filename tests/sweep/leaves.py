@@ -35,6 +35,7 @@ ADDITIONS = {
     )
     for name in names
 }
+EXPONENTIALS = {torch.exp, Tensor.exp, Tensor.exp_}
 JOININGS = {torch.cat, torch.concat, torch.concatenate, torch.stack, torch.hstack, torch.vstack}
 
 
@@ -94,12 +95,15 @@ def embeds(module: torch.nn.Module) -> bool:
 class ConstantLeaves(TorchFunctionMode):
     """Make a leaf of every constant that is added to, or joined with, something that depends on the input.
 
-    A ``(up + 1)`` in a model's forward gets its share of the relevance, and no parameter that could be zeroed.
+    A ``(up + 1)`` in a model's forward gets its share of the relevance, and no parameter that could be zeroed. So does
+    the bias of the Taylor expansion of ``exp``, which is a constant of no place in the forward: what it keeps of the
+    relevance is seen in the backward pass of the gradient form.
     """
 
     def __init__(self) -> None:
         super().__init__()
         self.values: list[Tensor] = []
+        self.expansions: list[Tensor] = []
 
     def leaf(self, constant: Any, other: Tensor) -> Tensor:
         """Return a leaf of a constant, of the type of what it is joined with."""
@@ -116,7 +120,11 @@ class ConstantLeaves(TorchFunctionMode):
         elif func in JOININGS and args and any(map(depends, args[0])):
             first = next(filter(depends, args[0]))
             args = ([value if depends(value) else self.leaf(value, first) for value in args[0]], *args[1:])
-        return func(*args, **(kwargs or {}))
+        output = func(*args, **(kwargs or {}))
+        if func in EXPONENTIALS and depends(output):
+            bias = output.detach() * (1 - args[0].detach())
+            output.register_hook(lambda signal: self.expansions.append(signal * bias))
+        return output
 
 
 def depends(value: Any) -> bool:

@@ -44,6 +44,12 @@ def test_constants_that_a_forward_adds_are_accounted_for():
     assert result["constants"] > 0.01
 
 
+def test_what_exp_keeps_is_accounted_for():
+    result = check_small(torch.exp)
+    assert result["status"] == "conserves"
+    assert result["expansions"] > 0.01
+
+
 def test_a_leak_is_found():
     # autograd knows nothing of a constant that is written into a tensor
     result = check_small(lambda z: torch.where(z > -9, z, z).index_fill(1, torch.tensor([0, 1, 2]), 1.0) + z)
