@@ -330,6 +330,16 @@ def test_both_sides_of_an_encoder_decoder_are_explained_together():
     assert relevance["decoder_input_ids"][0, 2] == 0
 
 
+@pytest.mark.parametrize("names", ["input_ids", ("input_ids", "decoder_input_ids")])
+def test_one_tensor_may_be_the_ids_of_both_sides(names):
+    model = models.t5().double().eval()
+    attributor = InputXGradient(model, fast(CPLRPComposite()), argument=names)
+    got, expected = (
+        attributor({"input_ids": IDS, "decoder_input_ids": ids}, targets.MaxLogit())[1] for ids in (IDS, IDS.clone())
+    )
+    torch.testing.assert_close(got, expected)
+
+
 def test_an_input_of_several_that_has_no_part_is_an_error():
     class Half(torch.nn.Module):
         def forward(self, pixel_values, inputs_embeds):

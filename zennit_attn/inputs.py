@@ -74,8 +74,9 @@ def leaves_of(model: torch.nn.Module, given: Mapping[str | None, Tensor]) -> Ite
         Explained arguments: floating-point tensors, or token ids.
     """
     leaves: Leaves = {name: {} for name in given}
-    values: dict[Any, Tensor] = dict(given)
-    tokens = {name: value for name, value in given.items() if not value.is_floating_point()}
+    # ids are told apart by their memory: those of an encoder may be its decoder's, too
+    values: dict[Any, Tensor] = {name: value.clone() for name, value in given.items()}
+    tokens = {name: value for name, value in values.items() if not value.is_floating_point()}
     for name, value in given.items():
         if name not in tokens:
             leaves[name][0] = value.detach().requires_grad_()
