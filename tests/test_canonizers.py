@@ -145,3 +145,32 @@ def test_recurrent_gemma_conserves(form):
     relevance, logit = models.explain(model, CPLRPComposite(strict=True), x, form, use_cache=False)
     # its norms and its recurrence compute in float32
     torch.testing.assert_close(relevance.sum((1, 2)), logit, rtol=1e-4, atol=0)
+
+
+@pytest.mark.parametrize("form", ["relevance", "gradient"])
+@pytest.mark.parametrize("kind", [AttnLRPComposite, CPLRPComposite])
+def test_the_fused_function_is_explained_by_its_body(kind, form):
+    """Without the canonizer, as WavLM calls it: the same relevance, only that no rule reaches the projections."""
+    module = attention()
+    x = torch.randn(5, 3, 16, dtype=torch.float64, requires_grad=True)
+
+    def relevance(canonize):
+        composite = kind(strict=True)
+        composite.canonizers = [MultiheadAttentionCanonizer()] if canonize else []
+        with (input_x_gradient(composite) if form == "gradient" else composite).context(module):
+            output = module(x, x, x)[0]
+            signal = torch.ones_like(output) if form == "gradient" else output.detach()
+            return torch.autograd.grad(output, x, signal)[0]
+
+    # float64: the two sum in another order
+    torch.testing.assert_close(relevance(False), relevance(True), rtol=1e-10, atol=1e-10)
+
+
+def test_a_rule_that_the_fused_function_would_not_apply_is_refused():
+    module = attention()
+    composite = AttnLRPComposite(layer_map=[(torch.nn.Linear, Gamma(1.0))])
+    composite.canonizers = []
+    with input_x_gradient(composite).context(module):
+        x = torch.randn(5, 3, 16, dtype=torch.float64, requires_grad=True)
+        with pytest.raises(RuntimeError, match=r"weight of 'out_proj'.*rule Gamma\(gamma=1.0"):
+            module(x, x, x)

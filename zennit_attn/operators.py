@@ -104,13 +104,11 @@ def reduction(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> A
     return (unknown if "prod" in (*args, *kwargs.values()) else plain)(function, args, kwargs)
 
 
-def refuse(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    """Raise at ``torch.nn.MultiheadAttention``, an opaque call of which no rule can see the inside."""
-    raise RuntimeError(
-        "torch.nn.functional.multi_head_attention_forward hides its projections from every rule; expected a model "
-        "without it. For torch.nn.MultiheadAttention, pass canonizers=[zennit_attn.MultiheadAttentionCanonizer()] to "
-        "the composite, as the presets do; a model that calls the function itself (WavLM) cannot be explained."
-    )
+def opened(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """Run the body of ``multi_head_attention_forward`` by the rules of the functions that it is written in."""
+    from .scope import run_body
+
+    return run_body(function, args, kwargs)
 
 
 def rules_by_kind(policy: Policy) -> dict[str, Callable[..., Any]]:
@@ -119,7 +117,7 @@ def rules_by_kind(policy: Policy) -> dict[str, Callable[..., Any]]:
         "batch norm": batch_norm,
         "interpolation": interpolation,
         "reduction": reduction,
-        "fused attention module": refuse,
+        "fused attention module": opened,
         "softmax": {"uniform": plain, "value": constant, "gradient": plain}[policy.attention],
         "attention": {"uniform": uniform_attention, "value": value_attention, "gradient": plain}[policy.attention],
         "product": {"uniform": uniform, "gate": gate, "gradient": plain}[policy.product],
@@ -277,6 +275,8 @@ def find(key: str, function: Callable[..., Any]) -> int:
 
 def _entry(rule: Callable[..., Any] | None, kind: Any, name: str, writing: bool, form: Form) -> Rule | None:
     """Return the rule of one function, given the rule of its kind in the gradient form."""
+    if rule is opened:
+        return rule
     if kind in ("routing", "joining", "split"):
         return overwriting(rule or plain) if writing and form == "relevance" else rule
     if rule in (activation, power):

@@ -262,7 +262,7 @@ class LayerRule(Rule):
                     title, lambda *args, **kwargs: self.call(module, forward, args, kwargs), args, kwargs
                 )
 
-        return RemovableHandleList([ForwardHandle(module, around)])
+        return RemovableHandleList([ForwardHandle(module, around, rule=self)])
 
     def check(self, module: torch.nn.Module) -> None:
         """Raise if the rule cannot explain ``module``."""

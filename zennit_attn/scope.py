@@ -16,7 +16,7 @@ import warnings
 import weakref
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from types import FrameType
+from types import FrameType, FunctionType
 from typing import Any
 
 import torch
@@ -288,11 +288,13 @@ class WrappedForward:
         The forward to wrap.
     around : callable
         ``(forward, args: tuple, kwargs: dict) -> output``.
+    rule : zennit.core.Hook, optional
+        Layer rule that it applies.
     """
 
-    def __init__(self, forward: Any, around: Callable[[Any, Any, Any], Any]) -> None:
+    def __init__(self, forward: Any, around: Callable[[Any, Any, Any], Any], rule: Hook | None = None) -> None:
         functools.update_wrapper(self, forward)
-        self.forward, self.around, self.active = forward, around, True
+        self.forward, self.around, self.rule, self.active = forward, around, rule, True
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Run the forward."""
@@ -314,12 +316,16 @@ class ForwardHandle:
         Module of which the forward is wrapped; its class stays as it is.
     around : callable
         ``(forward, args: tuple, kwargs: dict) -> output``.
+    rule : zennit.core.Hook, optional
+        Layer rule that it applies.
     """
 
-    def __init__(self, module: torch.nn.Module, around: Callable[[Any, Any, Any], Any]) -> None:
+    def __init__(
+        self, module: torch.nn.Module, around: Callable[[Any, Any, Any], Any], rule: Hook | None = None
+    ) -> None:
         self.module = module
         self.before = vars(module).get("forward")
-        self.wrapped = WrappedForward(module.forward, around)
+        self.wrapped = WrappedForward(module.forward, around, rule)
         module.forward = self.wrapped
 
     def remove(self) -> None:
@@ -347,17 +353,53 @@ class FrozenHandle:
         self.parameters = []
 
 
-def place() -> tuple[str, str]:
-    """Return the dotted name and the type of the innermost module in which the code is running."""
-    root = None if _state.mode is None else _state.mode.root
-    names = {} if root is None else {module: name or "the model itself" for name, module in root.named_modules()}
+def innermost() -> torch.nn.Module | None:
+    """Return the innermost module in which the code is running."""
     frame: FrameType | None = sys._getframe(1)
     while frame is not None:
         module = frame.f_locals.get("self")
         if isinstance(module, torch.nn.Module):
-            return names.get(module, "a module outside of the model"), type(module).__name__
+            return module
         frame = frame.f_back
-    return "", "no module"
+    return None
+
+
+def place() -> tuple[str, str]:
+    """Return the dotted name and the type of the innermost module in which the code is running."""
+    module = innermost()
+    if module is None:
+        return "", "no module"
+    root = None if _state.mode is None else _state.mode.root
+    names = {} if root is None else {child: name or "the model itself" for name, child in root.named_modules()}
+    return names.get(module, "a module outside of the model"), type(module).__name__
+
+
+def run_body(function: Any, args: Any, kwargs: Any) -> Any:
+    """Run the body of a function of torch that is written in Python, with the rules on.
+
+    Raises
+    ------
+    RuntimeError
+        If it uses the weights of a module that has a rule: the function calls no module, and would not apply it.
+    """
+    module = innermost()
+    used = {id(value) for value in (*args, *kwargs.values()) if value is not None}
+    for name, child in () if module is None else module.named_children():
+        rule = getattr(vars(child).get("forward"), "rule", None)
+        # a rule that is plain autograd is that of the function, too
+        if id(getattr(child, "weight", None)) in used and rule is not None and not getattr(rule, "trivial", False):
+            raise RuntimeError(
+                f"{function.__name__} takes the weight of {name!r} in {type(module).__name__}, which has the rule "
+                f"{rule}, and would not apply it; expected projections without a rule. torch.nn.MultiheadAttention has "
+                "rules for them with canonizers=[zennit_attn.MultiheadAttentionCanonizer()], as the presets have it."
+            )
+    # the same code, which does not ask for a mode before it begins
+    body = FunctionType(
+        function.__code__, {**function.__globals__, "has_torch_function": lambda _: False}, None, function.__defaults__
+    )
+    body.__kwdefaults__ = function.__kwdefaults__
+    with _state.mode:  # type: ignore[union-attr]
+        return body(*args, **kwargs)
 
 
 def report(function: Any) -> None:
