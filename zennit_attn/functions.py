@@ -59,11 +59,15 @@ class Snapshot:
 
     def __init__(self, tensor: Tensor) -> None:
         self.tensor = tensor.detach()
-        self.live.add(self)
+        # a compiler turns writes into copies itself
+        if not torch.compiler.is_compiling():
+            self.live.add(self)
 
     @classmethod
     def protect(cls, tensor: Tensor) -> None:
         """Give every snapshot that shares memory with ``tensor`` a copy of its own, before ``tensor`` is written to."""
+        if torch.compiler.is_compiling():
+            return
         memory = tensor.untyped_storage().data_ptr()
         for snapshot in cls.live:
             if snapshot.tensor.untyped_storage().data_ptr() == memory:

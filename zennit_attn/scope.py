@@ -178,11 +178,13 @@ def run_inside(
                 "what depends on the input; expected torch.autograd.grad or backward."
             )
         kind = TracedMode if torch.compiler.is_compiling() else _state.kind
-        with kind(policy, form, strict, module) as _state.mode:
-            try:
+        # not `with ... as _state.mode`, of which a compiler makes None
+        mode = _state.mode = kind(policy, form, strict, module)
+        try:
+            with mode:
                 return forward(*args, **kwargs)
-            finally:
-                _state.mode = None
+        finally:
+            _state.mode = None
     if mode.form != form:
         raise RuntimeError(
             f"{type(module).__name__} has operator rules in the {form} form, inside of a forward in the {mode.form} "
