@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 
-def flattened(relevance: Tensor, truth: Tensor, real: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
-    """Return relevance, truth and what is real as ``(batch, features)``, checked.
+def flattened(relevance: Tensor, truth: Tensor, real: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """Return relevance, which is minus infinity in the padding, and truth as ``(batch, features)``, checked.
 
     Raises
     ------
@@ -29,7 +29,7 @@ def flattened(relevance: Tensor, truth: Tensor, real: Tensor | None = None) -> t
     relevance, truth, real = relevance.flatten(1), truth.flatten(1), real.flatten(1)
     if bool((truth & ~real).any()) or not bool(truth.any(1).all()):
         raise ValueError("got a truth that is empty, or in the padding, expected a real feature in each sample")
-    return relevance, truth, real
+    return relevance.masked_fill(~real, float("-inf")), truth
 
 
 def pointing_game(relevance: Tensor, truth: Tensor, real: Tensor | None = None) -> Tensor:
@@ -56,8 +56,7 @@ def pointing_game(relevance: Tensor, truth: Tensor, real: Tensor | None = None) 
     >>> pointing_game(torch.tensor([[0.1, 0.9, 0.0]]), torch.tensor([[0, 1, 0]]))
     tensor([1.])
     """
-    relevance, truth, real = flattened(relevance, truth, real)
-    relevance = relevance.masked_fill(~real, float("-inf"))
+    relevance, truth = flattened(relevance, truth, real)
     largest = relevance == relevance.amax(1, keepdim=True)
     return (largest & truth).sum(1) / largest.sum(1)
 
@@ -75,8 +74,8 @@ def relevance_mass_accuracy(relevance: Tensor, truth: Tensor, real: Tensor | Non
     torch.Tensor
         From 0 to 1 for each sample, 0 where no relevance is positive.
     """
-    relevance, truth, real = flattened(relevance, truth, real)
-    gain = relevance.clamp(min=0) * real
+    relevance, truth = flattened(relevance, truth, real)
+    gain = relevance.clamp(min=0)
     total = gain.sum(1)
     return torch.where(total > 0, (gain * truth).sum(1) / total.clamp(min=torch.finfo(total.dtype).tiny), 0.0)
 
@@ -95,8 +94,7 @@ def relevance_rank_accuracy(relevance: Tensor, truth: Tensor, real: Tensor | Non
         From 0 to 1 for each sample. Where the K-th largest relevance occurs several times, what is expected if these
         are ranked at random.
     """
-    relevance, truth, real = flattened(relevance, truth, real)
-    relevance = relevance.masked_fill(~real, float("-inf"))
+    relevance, truth = flattened(relevance, truth, real)
     size = truth.sum(1, keepdim=True)
     last = relevance.sort(1, descending=True).values.gather(1, size - 1)
     above, tied = relevance > last, relevance == last
@@ -118,7 +116,6 @@ def reciprocal_rank(relevance: Tensor, truth: Tensor, real: Tensor | None = None
     torch.Tensor
         From 0 to 1 for each sample. Features of the same relevance that are not of the truth count as half before it.
     """
-    relevance, truth, real = flattened(relevance, truth, real)
+    relevance, truth = flattened(relevance, truth, real)
     best = relevance.masked_fill(~truth, float("-inf")).amax(1, keepdim=True)
-    others = real & ~truth
-    return 1 / (1 + ((relevance > best) & others).sum(1) + ((relevance == best) & others).sum(1) / 2)
+    return 1 / (1 + (relevance > best).sum(1) + ((relevance == best) & ~truth).sum(1) / 2)
