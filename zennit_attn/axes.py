@@ -21,8 +21,7 @@ from .figure import (
     Heatmap,
     Paint,
     as_array,
-    checked_limit,
-    largest,
+    limit_of,
     note_on,
     page,
     with_scale,
@@ -87,11 +86,10 @@ def trace(
     values = as_array(relevance, "relevance")
     if values.ndim != 2 or not values.size:
         raise ValueError(f"got relevance of shape {values.shape}, expected (rows, columns): sum over other axes")
-    checked_limit(vmax)
     names = [axis_labels("rows", rows, values.shape[0]), axis_labels("columns", columns, values.shape[1])]
     title, row_title, column_title = map(visible, (title, row_title, column_title))
     canvas = page(width, size, font, [*names[0], *names[1], title, row_title, column_title])
-    limit = vmax or largest(values)
+    limit = limit_of(values, vmax)
     paint = Paint(cmap, level)
     top = draw_axes(canvas, paint(values, -limit, limit), names, (row_title, column_title), (title, size))
     with_scale(canvas, top, size, paint, (-limit, limit), note_on(values, -limit, limit))

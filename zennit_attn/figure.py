@@ -142,10 +142,19 @@ def largest(values: Array) -> float:
     return float(np.abs(values).max(initial=0.0))
 
 
-def checked_limit(vmax: float | None) -> None:
-    """Raise if a given scale is not positive."""
-    if vmax is not None and not (np.isfinite(vmax) and vmax > 0):
+def limit_of(values: Array, vmax: float | None) -> float:
+    """Return the relevance of the strongest colour: a given one, or the largest absolute one.
+
+    Raises
+    ------
+    ValueError
+        If the given one is not positive.
+    """
+    if vmax is None:
+        return largest(values)
+    if not (np.isfinite(vmax) and vmax > 0):
         raise ValueError(f"got vmax={vmax}, expected a positive number: the relevance of the strongest colour")
+    return float(vmax)
 
 
 def amount(value: float) -> str:

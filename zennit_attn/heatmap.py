@@ -31,8 +31,8 @@ from .figure import (
     amount,
     amounts,
     as_array,
-    checked_limit,
     largest,
+    limit_of,
     page,
     with_scale,
     with_title,
@@ -209,13 +209,10 @@ def checked_rows(relevance: Any, count: int) -> dict[str, Array]:
 
 def limits_of(rows: list[Array], skip_first: int, vmax: float | None, shared: bool) -> list[float]:
     """Return the relevance of the strongest colour of each row."""
-    checked_limit(vmax)
     if not 0 <= skip_first < len(rows[0]):
         raise ValueError(f"got skip_first={skip_first}, expected 0 to {len(rows[0]) - 1}, which leaves a token")
-    if vmax is not None:
-        return [float(vmax)] * len(rows)
     # a scale that leaves out all that is not zero is none
-    limits = [largest(values[int(skip_first) :]) or largest(values) for values in rows]
+    limits = [limit_of(values[int(skip_first) :], vmax) or largest(values) for values in rows]
     return [max(limits)] * len(rows) if shared else limits
 
 
