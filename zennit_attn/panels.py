@@ -155,9 +155,9 @@ def images(
     """
     planes, shape = flattened(listed(relevance, as_plane), "relevance")
     shape = shape_of(len(planes), grid or shape, rows, columns)
-    pixels, _ = ([None], None) if pictures is None else flattened(listed(pictures, as_pixels), "pictures")
+    pixels, _ = flattened(listed(pictures, as_pixels), "pictures")
     pixels = filled("pictures", pixels * (len(planes) if len(pixels) == 1 else 1), len(planes))
-    below, _ = ([""], None) if labels is None else flattened(listed(labels, shown), "labels")
+    below, _ = flattened(listed(labels, shown), "labels")
     below = filled("labels", below * (len(planes) if labels is None else 1), len(planes))
     known = [values for values in planes if values is not None]
     if not known:
@@ -166,12 +166,9 @@ def images(
     paint = Paint(cmap, level)
     panels: list[tuple[Pixels | None, list[str]]] = []
     for values, picture, ends, label in zip(planes, pixels, limits, below, strict=True):
-        if values is None and picture is None:
-            panels.append((None, [label] * bool(label)))
-            continue
         drawn = picture if values is None else painted(values, picture, ends, paint, opacity, smooth)
         scale = f"±{ends[1]:.3g}" if -ends[0] == ends[1] else f"{amount(ends[0])} to {amount(ends[1])}"
-        panels.append((drawn, [label] * bool(label) + [scale] * (not shared and values is not None)))
+        panels.append((drawn, list(filter(None, [label, "" if shared or values is None else scale]))))
     title, heads, tops = shown(title), list(map(shown, rows or ())), list(map(shown, columns or ()))
     canvas = page(width, size, font, [title, *heads, *tops, *(line for _, lines in panels for line in lines)])
     top = Grid(canvas, panels, shape, heads, tops, size, smooth).draw(title)
@@ -315,11 +312,9 @@ def as_pixels(picture: Any) -> Pixels:
 
 def listed(values: Any, leaf: Callable[[Any], Any]) -> Any:
     """Return values as they are nested, each as a function makes it; a batch is a list."""
-    if values is None or isinstance(values, (str, Image.Image)):
-        return None if values is None else leaf(values)
     if isinstance(values, (list, tuple)) or getattr(values, "ndim", 0) > 3:
         return [listed(value, leaf) for value in values]
-    return leaf(values)
+    return None if values is None else leaf(values)
 
 
 def flattened(values: Any, what: str) -> tuple[list[Any], tuple[int, int] | None]:
