@@ -513,6 +513,7 @@ def test_pictures_stand_beside_relevance():
         (np.zeros((4, 1, 2, 2)), {"rows": ["a", "b"], "grid": (1, 4)}, "labels of 2 rows"),
         ([[np.zeros((2, 2))], []], {}, "in lists that are no grid"),
         ([None], {}, "got no relevance"),
+        ([], {}, "got no relevance"),
         (np.zeros((2, 2)), {"vmin": 1, "vmax": 1}, "expected vmin < vmax"),
         (np.zeros((2, 2)), {"opacity": 2, "pictures": np.zeros((2, 2))}, "opacity=2"),
     ],

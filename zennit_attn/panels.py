@@ -154,14 +154,14 @@ def images(
     >>> picture.save("images.pdf")  # doctest: +SKIP
     """
     planes, shape = flattened(listed(relevance, as_plane), "relevance")
+    known = [values for values in planes if values is not None]
+    if not known:
+        raise ValueError("got no relevance, expected it of one image at least")
     shape = shape_of(len(planes), grid or shape, rows, columns)
     pixels, _ = flattened(listed(pictures, as_pixels), "pictures")
     pixels = filled("pictures", pixels * (len(planes) if len(pixels) == 1 else 1), len(planes))
     below, _ = flattened(listed(labels, shown), "labels")
     below = filled("labels", below * (len(planes) if labels is None else 1), len(planes))
-    known = [values for values in planes if values is not None]
-    if not known:
-        raise ValueError("got no relevance, expected it of one image at least")
     limits = [bounds(known if shared or values is None else [values], vmin, vmax, symmetric) for values in planes]
     paint = Paint(cmap, level)
     panels: list[tuple[Pixels | None, list[str]]] = []
@@ -336,7 +336,7 @@ def shape_of(
         across = len(columns) if columns else math.ceil(count / len(rows)) if rows else count
         grid = (math.ceil(count / across), across) if across <= 5 or rows or columns else nearly_square(count)
     given = (len(rows) if rows else grid[0], len(columns) if columns else grid[1])
-    if tuple(grid) != given or not count or math.prod(grid) < count:
+    if tuple(grid) != given or math.prod(grid) < count:
         raise ValueError(
             f"got {count} images for a grid of {grid[0]} x {grid[1]} with labels of {given[0]} rows and {given[1]} "
             "columns, expected a label for each, and room for all images"
