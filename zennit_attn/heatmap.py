@@ -172,8 +172,8 @@ def tokens(
     words = clean_tokens(tokens, tokenizer)
     rows = checked_rows(relevance, len(words))
     if whole_words:
-        rows = {label: merge(words, values)[1] for label, values in rows.items()}
-        words = merge(words, np.zeros(len(words)))[0]
+        words, merged = merge(words, np.stack(list(rows.values())))
+        rows = dict(zip(rows, merged, strict=True))
     limits = limits_of(list(rows.values()), skip_first, vmax, shared)
     labels = [label if shared else f"{label} ±{limit:.3g}".strip() for label, limit in zip(rows, limits, strict=True)]
     shown = [visible(word) for word in words]
