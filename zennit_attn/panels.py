@@ -333,8 +333,10 @@ def shape_of(
 ) -> tuple[int, int]:
     """Return the rows and columns of a grid."""
     if grid is None:
-        across = len(columns) if columns else math.ceil(count / len(rows)) if rows else count
-        grid = (math.ceil(count / across), across) if across <= 5 or rows or columns else nearly_square(count)
+        # a row of a few, and otherwise nearly a square
+        default = count if count <= 5 else math.ceil(math.sqrt(count))
+        across = len(columns) if columns else math.ceil(count / len(rows)) if rows else default
+        grid = math.ceil(count / across), across
     given = (len(rows) if rows else grid[0], len(columns) if columns else grid[1])
     if tuple(grid) != given or math.prod(grid) < count:
         raise ValueError(
@@ -342,12 +344,6 @@ def shape_of(
             "columns, expected a label for each, and room for all images"
         )
     return grid[0], grid[1]
-
-
-def nearly_square(count: int) -> tuple[int, int]:
-    """Return rows and columns of a grid that is at least as wide as it is high."""
-    across = math.ceil(math.sqrt(count))
-    return math.ceil(count / across), across
 
 
 def filled(what: str, values: list[Any], count: int) -> list[Any]:
