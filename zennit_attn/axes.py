@@ -91,7 +91,7 @@ def trace(
     canvas = page(width, size, font, [*names[0], *names[1], title, row_title, column_title])
     limit = limit_of(values, vmax)
     paint = Paint(cmap, level)
-    top = draw_axes(canvas, paint(values, -limit, limit), names, (row_title, column_title), (title, size))
+    top = draw_axes(canvas, paint(values, -limit, limit), names, (row_title, column_title), title, size)
     with_scale(canvas, top, size, paint, (-limit, limit), note_on(values, -limit, limit))
     return Heatmap(canvas, title)
 
@@ -105,10 +105,9 @@ def axis_labels(name: str, labels: Sequence[Any] | None, count: int) -> list[str
 
 
 def draw_axes(
-    canvas: Canvas, colors: Pixels, names: list[list[str]], titles: tuple[str, str], style: tuple[str, float]
+    canvas: Canvas, colors: Pixels, names: list[list[str]], titles: tuple[str, str], title: str, size: float
 ) -> float:
     """Draw a picture of cells with its axes and the title, and return where they end."""
-    title, size = style
     rows, columns = colors.shape[:2]
     indent = widest(canvas, names[0], size) + (0.5 + 1.6 * bool(titles[0])) * size
     left = MARGIN + indent

@@ -149,7 +149,7 @@ def joined(chunks: Sequence[bytes]) -> list[str]:
     words, place = [""] * len(chunks), 0
     for letter in b"".join(chunks).decode(errors="surrogateescape"):
         # a byte that is no text comes as a surrogate, whose last eight bits it is
-        known = not unicodedata.category(letter) == "Cs"
+        known = unicodedata.category(letter) != "Cs"
         words[owners[place]] += letter if known else f"<0x{ord(letter) & 0xFF:02X}>"
         place += len(letter.encode(errors="surrogateescape"))
     return words
@@ -213,7 +213,7 @@ def visible(word: str) -> str:
     """
     body = word if word.strip(" ") == "" else word.removeprefix(" ")
     blank = len(body) - len(body.lstrip(" "))
-    return "".join("·" * blank) + "".join(map(escape, body[blank:]))
+    return "·" * blank + "".join(map(escape, body[blank:]))
 
 
 def escape(letter: str) -> str:
