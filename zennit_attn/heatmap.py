@@ -182,10 +182,9 @@ def tokens(
     canvas = page(width, size, font, [*shown, *labels, title])
     paint = Paint(cmap, level)
     drawing = TokenRows(canvas, size, paint, words, shown, written)
-    drawing.draw(labels, list(rows.values()), limits, title)
-    everything = [value for values in rows.values() for value in values]
-    note = note_of(everything, drawing.beyond)
-    with_scale(canvas, drawing.top, size, paint, (-limits[0], limits[0]) if shared else None, note)
+    top = drawing.draw(labels, list(rows.values()), limits, title)
+    note = note_of(list(rows.values()), drawing.beyond)
+    with_scale(canvas, top, size, paint, (-limits[0], limits[0]) if shared else None, note)
     return TokenHeatmap(canvas, title, words, rows, limits, paint)
 
 
@@ -216,9 +215,9 @@ def limits_of(rows: list[Array], skip_first: int, vmax: float | None, shared: bo
     return [max(limits)] * len(rows) if shared else limits
 
 
-def note_of(values: Sequence[float], beyond: Sequence[float]) -> str:
+def note_of(rows: list[Array], beyond: list[float]) -> str:
     """Say what has to be known of the colours."""
-    if not any(values):
+    if not any(values.any() for values in rows):
         return "all relevance is zero"
     if not beyond:
         return ""
@@ -231,8 +230,6 @@ class TokenRows:
 
     Attributes
     ----------
-    top : float
-        Where they end.
     beyond : list of float
         Relevance that is beyond the scale.
     """
@@ -240,15 +237,9 @@ class TokenRows:
     def __init__(
         self, canvas: Canvas, size: float, paint: Paint, words: list[str], shown: list[str], written: list[list[str]]
     ) -> None:
-        self.canvas, self.size, self.paint, self.words, self.shown, self.written = (
-            canvas,
-            size,
-            paint,
-            words,
-            shown,
-            written,
-        )
-        self.top, self.beyond, self.backwards = 0.0, list[float](), is_backwards(words)
+        self.canvas, self.size, self.paint = canvas, size, paint
+        self.words, self.shown, self.written = words, shown, written
+        self.beyond, self.backwards = list[float](), is_backwards(words)
         # room before and after each word; there is hardly any inside of a word
         starts = {*word_starts(words), len(words)}
         self.pads = list(pairwise((PAD if index in starts else SEAM) * size for index in range(len(words) + 1)))
@@ -263,25 +254,26 @@ class TokenRows:
             widths = [max(pair) for pair in zip(widths, inner, strict=True)]
         return [width + sum(pad) for width, pad in zip(widths, self.pads, strict=True)]
 
-    def draw(self, labels: list[str], rows: list[Array], limits: list[float], title: str) -> None:
-        """Draw everything but the scale."""
+    def draw(self, labels: list[str], rows: list[Array], limits: list[float], title: str) -> float:
+        """Draw everything but the scale, and return where it ends."""
         size, canvas = self.size, self.canvas
         indent = max(canvas.face.length(label, size) for label in labels)
         left = MARGIN + indent + (0.8 * size if indent else 0)
         widths = self.widths()
         room = max([canvas.width - MARGIN - left, *widths])
         canvas.width = left + room + MARGIN
-        self.top = with_title(canvas, title, size)
+        top = with_title(canvas, title, size)
         height = (CELL + 0.85 * bool(self.written)) * size
         for line in arrange(self.words, widths, room, SPACE * size):
             for row, label in enumerate(labels):
                 if label:
-                    canvas.add(Text(left - 0.8 * size, self.top + (CELL / 2 + MIDDLE) * size, label, size, GREY, "end"))
+                    canvas.add(Text(left - 0.8 * size, top + (CELL / 2 + MIDDLE) * size, label, size, GREY, "end"))
                 for index, x in line:
                     x = left + (room - x - widths[index] if self.backwards else x)
-                    self.cell(index, row, rows[row][index], limits[row], (x, self.top, widths[index], height))
-                self.top += height
-            self.top += (0.6 if len(rows) > 1 else 0.3) * size
+                    self.cell(index, row, rows[row][index], limits[row], (x, top, widths[index], height))
+                top += height
+            top += (0.6 if len(rows) > 1 else 0.3) * size
+        return top
 
     def cell(self, index: int, row: int, value: float, limit: float, box: tuple[float, float, float, float]) -> None:
         """Draw a word in its box."""
