@@ -280,28 +280,8 @@ class Canvas:
         """Return all text."""
         return [item.text for item in self.items if isinstance(item, Text)]
 
-    def start(self, item: Text) -> float:
-        """Return how far before its point a text starts."""
-        return SHARES[item.anchor] * self.face.length(item.text, item.size)
-
-    def image(self, dpi: float = 300) -> Image.Image:
-        """Return the picture in a resolution.
-
-        Parameters
-        ----------
-        dpi : float
-            Pixels per inch.
-
-        Returns
-        -------
-        PIL.Image.Image
-            In RGB.
-
-        Raises
-        ------
-        ValueError
-            If the resolution is not positive.
-        """
+    def image(self, dpi: float) -> Image.Image:
+        """Return the picture in RGB, in a resolution in pixels per inch."""
         self.face.check(self.texts())
         return self.drawn(dpi)
 
@@ -375,23 +355,8 @@ class Canvas:
         head = f'<head><meta charset="utf-8"><title>{html.escape(title)}</title></head>'
         return f'<!DOCTYPE html>\n<html lang="und">{head}<body>{self.svg()}</body></html>\n'
 
-    def save(self, path: str | os.PathLike[str], title: str, dpi: float = 300) -> None:
-        """Write the picture as what the end of a path says.
-
-        Parameters
-        ----------
-        path : str or os.PathLike
-            Ends with ``.png``, ``.svg``, ``.html`` or ``.pdf``.
-        title : str
-            Title of a page or document.
-        dpi : float
-            Pixels per inch of PNG.
-
-        Raises
-        ------
-        ValueError
-            If the path ends with something else.
-        """
+    def save(self, path: str | os.PathLike[str], title: str, dpi: float) -> None:
+        """Write PNG, SVG, HTML or PDF, as the end of a path says, with the title of a page or document."""
         from .pdf import document
 
         path = Path(path)

@@ -60,6 +60,16 @@ class Heatmap:
         ----------
         dpi : float
             Pixels per inch.
+
+        Returns
+        -------
+        PIL.Image.Image
+            In RGB.
+
+        Raises
+        ------
+        ValueError
+            If the resolution is not positive.
         """
         return self.canvas.image(dpi)
 

@@ -17,6 +17,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from .canvas import (
     POINTS_PER_INCH,
+    SHARES,
     Canvas,
     Color,
     FontName,
@@ -129,8 +130,9 @@ class Page:
 
     def text(self, item: Text) -> None:
         """Draw a text, part by part."""
-        along = -self.canvas.start(item)
-        for name, part in self.canvas.face.runs(item.text):
+        face = self.canvas.face
+        along = -SHARES[item.anchor] * face.length(item.text, item.size)
+        for name, part in face.runs(item.text):
             x, y = (item.x, item.y - along) if item.upright else (item.x + along, item.y)
             length = load(name, 1000).getlength(part) * item.size / 1000
             if is_plain(part) and is_truetype(name):
