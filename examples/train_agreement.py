@@ -3,10 +3,8 @@
 The defaults reproduce ``examples/models/agreement`` in a few minutes on one processor core.
 """
 
-import argparse
 import json
 import random
-from pathlib import Path
 
 import torch
 from agreement import MAX_PHRASES, MODEL_PATH, SPECIAL_TOKENS, sentences, vocabulary
@@ -14,6 +12,7 @@ from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from tokenizers.normalizers import Lowercase
 from tokenizers.pre_tokenizers import Whitespace
+from training import fit, options
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 BATCH_SIZE = 64
@@ -90,21 +89,14 @@ def train(model, tokenizer, steps, rng):
     rng : random.Random
         Source of the sentences.
     """
-    optimizer = torch.optim.AdamW(model.parameters(), lr=LEARNING_RATE, weight_decay=0.1)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, LEARNING_RATE, total_steps=steps, pct_start=0.1)
-    model.train()
-    for step in range(1, steps + 1):
+
+    def loss_of_batch():
         texts = [item.text + tokenizer.eos_token for item in sentences(rng, BATCH_SIZE)]
         ids = tokenizer(texts, padding=True, return_tensors="pt").input_ids
         # No attention mask: padding is on the right, where causal attention hides it from all words.
-        loss = model(input_ids=ids, labels=ids.masked_fill(ids == tokenizer.pad_token_id, -100)).loss
-        optimizer.zero_grad()
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        schedule.step()
-        if step % 250 == 0:
-            print(f"step {step:5d}  loss {loss.item():.4f}", flush=True)
+        return model(input_ids=ids, labels=ids.masked_fill(ids == tokenizer.pad_token_id, -100)).loss
+
+    fit(model, loss_of_batch, steps, LEARNING_RATE, weight_decay=0.1, max_norm=1.0)
 
 
 @torch.no_grad()
@@ -162,14 +154,7 @@ def name_class(file):
 
 def main():
     """Train, evaluate and save the model."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--steps", type=int, default=3000, help="number of training batches (default: %(default)s)")
-    parser.add_argument("--seed", type=int, default=0, help="seed of weights and sentences (default: %(default)s)")
-    parser.add_argument("--out", type=Path, default=MODEL_PATH, help="output folder (default: %(default)s)")
-    args = parser.parse_args()
-    # The order of floating-point sums, and so the weights, would depend on the number of threads.
-    torch.set_num_threads(1)
-    torch.manual_seed(args.seed)
+    args = options(__doc__, 3000, MODEL_PATH)
     tokenizer = build_tokenizer()
     model = build_model(tokenizer)
     print(f"{model.num_parameters()} parameters, {len(tokenizer)} tokens")
