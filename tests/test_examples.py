@@ -16,12 +16,15 @@ sys.path.insert(0, str(EXAMPLES))
 
 import agreement  # noqa: E402
 import bert  # noqa: E402
+import digits  # noqa: E402
 import gpt2_contrastive  # noqa: E402
 import language  # noqa: E402
 import latent  # noqa: E402
 import llama  # noqa: E402
 import models  # noqa: E402
 import quantized  # noqa: E402
+import train_digits  # noqa: E402
+import training  # noqa: E402
 import vit_gamma  # noqa: E402
 
 HAS_TORCHAO, HAS_BITSANDBYTES = (importlib.util.find_spec(name) is not None for name in ("torchao", "bitsandbytes"))
@@ -120,6 +123,16 @@ def test_contact_sheet(tmp_path, capsys):
     assert [len(row) for row in grid] == [5, 5, 5]
     assert "class 2" in capsys.readouterr().out
     assert size_of(tmp_path / "sheet.png")[1] > 1000
+
+
+def test_what_is_trained_is_loaded(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["train_digits.py", "--steps", "2", "--out", str(tmp_path / "new")])
+    train_digits.main()
+    model, (_, test) = digits.load_model(tmp_path / "new"), digits.load_data()
+    share = training.accuracy(model, digits.preprocess(test.images), test.labels)
+    assert f"{share:.4f} (test)" in capsys.readouterr().out
+    # of ten digits; the one that comes with the examples names 0.99 of them
+    assert share < 0.5
 
 
 def test_latent_relevance_is_that_of_the_attributor(tmp_path, capsys, batch):
