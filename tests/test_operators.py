@@ -698,6 +698,18 @@ def test_fused_attention_of_constants_equals_its_steps(constants, form):
     assert_relevance(*explained_parts)
 
 
+def check_attention(style, sides, mask, rule, form, scale=None):
+    """Compare attention of four heads with the relevance of its queries, keys and values by hand."""
+    function = core(style, 4, scale)
+    check(
+        lambda q, k, v: function(q, k, v, mask),
+        sides,
+        rule,
+        form,
+        lambda relevance: oracle.attention(*sides, relevance, mask, scale, rule)[:3],
+    )
+
+
 STYLES = ["sdpa", "sdpa_positional", "sdpa_bool", "sdpa_keywords", "matmul", "expanded", "einsum", "bmm", "baddbmm"]
 
 
@@ -711,28 +723,16 @@ def test_attention(style, mask, kv_heads, rule, form):
         pytest.skip("a boolean mask has no bias")
     given = masks(mask, 2, 3)
     for seed, scale in ((0, None), (1, 0.3)):
-        function = core(style, 4, scale)
-        q, k, v = tensors((2, 4, 3, 2), (2, kv_heads, 3, 2), (2, kv_heads, 3, 2), seed=seed)
-
-        def expected(relevance, q=q, k=k, v=v, scale=scale):
-            return oracle.attention(q, k, v, relevance, given, scale, rule)[:3]
-
-        check(lambda q, k, v, function=function: function(q, k, v, given), [q, k, v], rule, form, expected)
+        sides = tensors((2, 4, 3, 2), (2, kv_heads, 3, 2), (2, kv_heads, 3, 2), seed=seed)
+        check_attention(style, sides, given, rule, form, scale)
 
 
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("rule", ["attnlrp", "cp"])
 @pytest.mark.parametrize("kv_heads", [4, 2])
 def test_attention_is_causal_by_its_argument(kv_heads, rule, form):
-    q, k, v = tensors((2, 4, 3, 2), (2, kv_heads, 3, 2), (2, kv_heads, 3, 2))
-    function = core("sdpa_is_causal", 4, None)
-    check(
-        lambda q, k, v: function(q, k, v, None),
-        [q, k, v],
-        rule,
-        form,
-        lambda relevance: oracle.attention(q, k, v, relevance, oracle.causal_mask(3), rule=rule)[:3],
-    )
+    sides = tensors((2, 4, 3, 2), (2, kv_heads, 3, 2), (2, kv_heads, 3, 2))
+    check_attention("sdpa_is_causal", sides, oracle.causal_mask(3), rule, form)
 
 
 @pytest.mark.parametrize("form", FORMS)
@@ -740,16 +740,9 @@ def test_attention_is_causal_by_its_argument(kv_heads, rule, form):
 @pytest.mark.parametrize("style", ["sdpa", "matmul", "baddbmm"])
 def test_cross_attention(style, rule, form):
     """As many queries as the decoder has, as many keys as the encoder; values of another width."""
-    q, k, v = tensors((2, 4, 3, 2), (2, 4, 5, 2), (2, 4, 5, 2))
+    sides = tensors((2, 4, 3, 2), (2, 4, 5, 2), (2, 4, 5, 2))
     mask = oracle.padding_mask([5, 3], 5)
-    function = core(style, 4, None)
-    check(
-        lambda q, k, v: function(q, k, v, mask),
-        [q, k, v],
-        rule,
-        form,
-        lambda relevance: oracle.attention(q, k, v, relevance, mask, rule=rule)[:3],
-    )
+    check_attention(style, sides, mask, rule, form)
 
 
 @pytest.mark.parametrize("form", FORMS)
@@ -757,16 +750,9 @@ def test_cross_attention(style, rule, form):
 @pytest.mark.parametrize("style", ["sdpa", "sdpa_bool"])
 def test_left_padding_leaves_queries_without_a_key(style, rule, form):
     """A row in which everything is masked has an output of zero, no relevance, and gives none."""
-    q, k, v = tensors((2, 4, 4, 2), (2, 2, 4, 2), (2, 2, 4, 2))
+    sides = tensors((2, 4, 4, 2), (2, 2, 4, 2), (2, 2, 4, 2))
     mask = oracle.causal_mask(4) + oracle.padding_mask([4, 2], 4, left=True)
-    function = core(style, 4, None)
-    check(
-        lambda q, k, v: function(q, k, v, mask),
-        [q, k, v],
-        rule,
-        form,
-        lambda relevance: oracle.attention(q, k, v, relevance, mask, rule=rule)[:3],
-    )
+    check_attention(style, sides, mask, rule, form)
 
 
 @pytest.mark.parametrize("form", FORMS)
