@@ -1,12 +1,10 @@
 """Explain what a language model and a vision transformer decided, print it, and draw it.
 
-Without arguments, the small models that come with the examples are explained: which words of an English sentence
-decide the number of its verb, and which parts of a scan make it a certain digit. ``--model`` takes any causal language
-model (with ``--text``) or image classifier (with ``--image``) of transformers.
+It explains the small models that come with the examples: which words of an English sentence decide the number of its
+verb, and which parts of a scan make it a certain digit. For other models and inputs there is ``zennit-attn explain``.
 """
 
 import argparse
-import difflib
 import os
 import random
 import sys
@@ -17,8 +15,6 @@ import agreement
 import figures
 import numpy as np
 import torch
-from PIL import Image
-from transformers import AutoImageProcessor, AutoModelForCausalLM, AutoModelForImageClassification, AutoTokenizer
 from transformers.utils.logging import disable_progress_bar
 
 from zennit_attn import (
@@ -27,7 +23,6 @@ from zennit_attn import (
     GammaViTComposite,
     InputXGradient,
     input_x_gradient,
-    load_composite,
     targets,
 )
 from zennit_attn.adapters import explained
@@ -38,8 +33,6 @@ DTYPES = ("float32", "float64", "bfloat16", "float16")
 SEED, COMPARED = 0, 1
 SENTENCE = agreement.Sentence("the keys to the old cabinet are lost .".split(), 1, 6, "are", "is", 1)
 FIRST_SCANS = 4
-# cells along each side of a heatmap of a photograph, of which single pixels could not be seen
-CELLS = 56
 # ink, from 0 to 1, from which on a dot of a scan counts as inked
 INKED = 0.25
 
@@ -54,13 +47,10 @@ class Explanation:
         The explained logit, or difference of logits.
     relevance : numpy.ndarray
         Relevance, of the shape of the tokens or of the pixels.
-    logits : torch.Tensor
-        All logits: of the last position, or of the image.
     """
 
     value: float
     relevance: np.ndarray
-    logits: torch.Tensor
 
     @property
     def conserved(self):
@@ -96,16 +86,15 @@ def explain(model, composite, batch, target):
     rules = None if composite is None else input_x_gradient(composite)
     with InputXGradient(model, rules) as attributor:
         output, relevance = attributor(batch, target)
-    logits = explained(output).detach()
-    value = target(logits).double().sum().item()
-    return Explanation(value, relevance[0].double().cpu().numpy(), logits.reshape(-1, logits.shape[-1])[-1].float())
+    value = target(explained(output).detach()).double().sum().item()
+    return Explanation(value, relevance[0].double().cpu().numpy())
 
 
 def what_keeps_the_rest(composite):
     """Say in a sentence why relevance adds up to less or more than what is explained."""
     if composite is None:
         return "plain Input x Gradient is not made to add up to anything"
-    if composite.preset == "attnlrp" or getattr(composite, "attention", None) == "attnlrp":
+    if composite.preset == "attnlrp":
         return "by design the attention's softmax keeps a share, of either sign; so do additive constants, as biases"
     return "exact apart from additive constants (biases, position embeddings, class token), which keep the rest"
 
@@ -320,141 +309,9 @@ def cells(relevance, count):
     return (mean * summed.numel() / mean.numel()).numpy()
 
 
-def explain_text(args):
-    """Explain a logit of the next token after a text.
-
-    Parameters
-    ----------
-    args : argparse.Namespace
-        Model, text, word to explain, composite, device and dtype.
-
-    Returns
-    -------
-    list of figures.Section
-        One section.
-    """
-    name = args.model or agreement.MODEL_PATH
-    tokenizer, model = load(AutoTokenizer, name), place(load(AutoModelForCausalLM, name), args).eval()
-    batch = tokenizer(args.text, return_tensors="pt").to(args.device)
-    check_text(args.text, tokenizer, model, batch["input_ids"])
-    composite = load_rules(args.composite or "attnlrp", model)
-    target = targets.MaxLogit() if args.target is None else targets.Label(token_of(tokenizer, args.target))
-    found = explain(model, composite, batch, target)
-    token = int(target.of_classes(found.logits[None]).argmax())
-    tokens = words_of(tokenizer, batch["input_ids"][0])
-    value = f"logit of {tokenizer.decode([token])!r} {found.value:.2f}"
-    print(f"{size_of(model)}, {composite.preset}: {value} ({found.logits.softmax(-1)[token]:.1%})")
-    print_tokens(tokens, {composite.preset: found})
-    print(f"  {composite.preset}: {what_keeps_the_rest(composite)}.")
-    row = figures.Words(composite.preset, f"conserved: {found.conserved}", tokens, found.relevance)
-    return [figures.Section(f"Next token: {value}", size_of(model), [row])]
-
-
-def check_text(text, tokenizer, model, ids):
-    """End if a model cannot read a text, and say if it does not know its words."""
-    limit = getattr(model.config, "max_position_embeddings", None) or ids.numel()
-    if not 0 < ids.numel() <= limit:
-        fail(f"--text has {ids.numel()} tokens, expected 1 to {limit} for this model")
-    if tokenizer.unk_token_id is not None and tokenizer.unk_token_id in ids:
-        print(f"Some words of {text!r} are not in this model's vocabulary: it reads {tokenizer.unk_token} there.")
-
-
-def explain_image(args):
-    """Explain a class of an image.
-
-    Parameters
-    ----------
-    args : argparse.Namespace
-        Model, image, class to explain, composite, device and dtype.
-
-    Returns
-    -------
-    list of figures.Section
-        One section.
-    """
-    try:
-        image = Image.open(args.image).convert("RGB")
-    except OSError as error:
-        fail(f"cannot read the image {str(args.image)!r} ({error}); give a file that Pillow opens, such as a PNG")
-    processor = load(AutoImageProcessor, args.model)
-    model = place(load(AutoModelForImageClassification, args.model), args).eval()
-    batch = processor(images=image, return_tensors="pt").to(args.device, next(model.parameters()).dtype)
-    composite = rules_of_image(model, args.composite)
-    target = targets.MaxLogit() if args.target is None else targets.Label(class_of(model, args.target))
-    found = explain(model, composite, batch, target)
-    label = int(target.of_classes(found.logits[None]).argmax())
-    share, name = found.logits.softmax(-1)[label], model.config.id2label[label]
-    note = f"logit {found.value:.2f},  conserved: {found.conserved}"
-    print(f"{size_of(model)}, {composite.preset}: {name!r} ({share:.1%}), {note}")
-    print(f"  {composite.preset}: {what_keeps_the_rest(composite)}.")
-    panel = figures.Panel(f"{name}  ({share:.0%})", note, seen(batch["pixel_values"][0]), cells(found.relevance, CELLS))
-    caption = f"{size_of(model)}, {composite.preset}. Relevance of pixels, added up over at most {CELLS} cells a side."
-    return [figures.Section("Why this class?", caption, [panel])]
-
-
-def seen(pixels):
-    """Return a model's input, of shape (channels, height, width), as a picture with values from 0 to 1."""
-    pixels = pixels.float().cpu().permute(1, 2, 0)
-    low, high = pixels.min(), pixels.max()
-    return ((pixels - low) / (high - low).clamp(min=1e-6)).numpy()
-
-
-def rules_of_image(model, name):
-    """Return the composite of a name, or the one that suits an image classifier."""
-    if name is not None:
-        return load_rules(name, model)
-    composite = GammaViTComposite()
-    try:
-        with composite.context(model):
-            return composite
-    except ValueError as error:
-        print(f"attnlrp instead of gamma_vit: {error}")
-        return AttnLRPComposite()
-
-
-def load_rules(name, model):
-    """Return a composite, or end with what is wrong with its name or file, or why it does not suit the model."""
-    try:
-        composite = load_composite(name)
-        with composite.context(model):
-            return composite
-    except (OSError, TypeError, ValueError) as error:
-        fail(f"--composite: {error}")
-
-
-def load(kind, name):
-    """Load a model, tokenizer or image processor, or end with what is wrong."""
-    try:
-        return kind.from_pretrained(name)
-    except (ImportError, OSError, ValueError) as error:
-        fail(f"{kind.__name__} cannot load {str(name)!r}: {str(error).splitlines()[0]}")
-
-
 def place(model, args):
     """Move a model to the chosen device and dtype."""
     return model.to(args.device, args.dtype) if args.dtype else model.to(args.device)
-
-
-def token_of(tokenizer, word):
-    """Return the token of a word, or end with the nearest words that are one."""
-    for text in (f" {word}", word):
-        ids = tokenizer.encode(text, add_special_tokens=False)
-        if len(ids) == 1 and ids[0] != tokenizer.unk_token_id:
-            return ids[0]
-    known = {tokenizer.decode([token]).strip() for token in range(len(tokenizer))}
-    fail(f"--target {word!r} is not one token of this model; {hint(word, known)}")
-
-
-def class_of(model, name):
-    """Return a class by its number or name, or end with the nearest names."""
-    names = model.config.id2label
-    found = [label for label, title in names.items() if name in (str(label), title)]
-    return found[0] if found else fail(f"--target {name!r} is not a class of this model; {hint(name, names.values())}")
-
-
-def hint(given, known):
-    """Name the texts that are nearest to one that is not known."""
-    return "nearest: " + ", ".join(difflib.get_close_matches(given, known, 5, 0) or ["none"])
 
 
 def parsed(arguments=None):
@@ -471,21 +328,10 @@ def parsed(arguments=None):
         The options, with torch's device and dtype.
     """
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
-    parser.add_argument("--model", help="name or path of a model of transformers, for --text or --image")
-    parser.add_argument("--text", help="explain the next token after this text (by the example's model by default)")
-    parser.add_argument("--image", type=Path, help="explain the class of this image; needs --model")
-    parser.add_argument("--target", metavar="WORD", help="word or class to explain (default: of the largest logit)")
-    parser.add_argument("--composite", help="attnlrp, cp_lrp, gamma_vit or a TOML file (default: what suits the model)")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--dtype", choices=DTYPES, help="default: the model's own")
     parser.add_argument("--out", type=Path, default=Path("quickstart.png"), help="PNG to write (default: %(default)s)")
     args = parser.parse_args(arguments)
-    if args.text is not None and args.image is not None:
-        parser.error("--text and --image exclude each other")
-    if args.text is None and args.image is None and (args.model or args.target or args.composite):
-        parser.error("--model, --target and --composite need --text or --image to explain")
-    if args.image is not None and args.model is None:
-        parser.error("--image needs --model, such as google/vit-base-patch16-224")
     if args.device == "cuda" and not torch.cuda.is_available():
         parser.error("--device cuda: torch finds no GPU here; use --device cpu")
     args.dtype = getattr(torch, args.dtype) if args.dtype else None
@@ -496,12 +342,7 @@ def main():
     """Explain, print, and draw."""
     args = parsed()
     disable_progress_bar()
-    if args.text is not None:
-        sections = explain_text(args)
-    elif args.image is not None:
-        sections = explain_image(args)
-    else:
-        sections = explain_sentences(args) + explain_digits(args)
+    sections = explain_sentences(args) + explain_digits(args)
     scale = "The colours are symmetric about zero; max is the largest |relevance| of each row or picture."
     page = figures.draw_page("zennit-attn: what decided?", scale, sections)
     try:
