@@ -9,6 +9,7 @@ import os
 import subprocess
 import sys
 import tomllib
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -25,6 +26,7 @@ from zennit_attn import GammaViTComposite, load_composite, tuning
 from zennit_attn.canvas import Rectangle
 from zennit_attn.configuration import to_toml
 from zennit_attn.explainer import InputError
+from zennit_attn.perturbation import Interval
 from zennit_attn.rules import Epsilon, Gamma
 from zennit_attn.scatter import RED, scatter, ticks_of
 from zennit_attn.space import Space
@@ -204,6 +206,13 @@ def test_the_default_wins_where_nothing_is_better(write, tmp_path):
     assert load_composite(tmp_path / "out/winner.toml") == GammaViTComposite()
     assert result.test_difference.mean == 0
     assert "may be chance" in str(result)
+
+
+def test_a_difference_is_said_for_what_it_is(write, tmp_path):
+    result = tune(write(STUDY), tmp_path / "out")
+    for low, high, remark in ((0.1, 0.3, "]"), (-0.1, 0.3, ", which may be chance"), (-0.3, -0.1, ", which is worse")):
+        found = replace(result, test_difference=Interval((low + high) / 2, low, high))
+        assert str(found).endswith(f"[{low:.3f}, {high:.3f}]{remark.removeprefix(']')}")
 
 
 def test_the_space_is_what_files_say_in_their_words():

@@ -81,10 +81,9 @@ class Result:
     folder: Path
 
     def __str__(self) -> str:
-        return (
-            f"on the test samples: default {self.test_default}, best {self.test_best}, difference "
-            f"{self.test_difference}{'' if self.test_difference.low > 0 else ', which may be chance'}"
-        )
+        gain = self.test_difference
+        remark = ", which is worse" if gain.high < 0 else "" if gain.low > 0 else ", which may be chance"
+        return f"on the test samples: default {self.test_default}, best {self.test_best}, difference {gain}{remark}"
 
 
 def written(study: Study, default: Trial, trials: list[Trial], folder: Path) -> Result:
