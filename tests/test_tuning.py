@@ -31,7 +31,7 @@ from zennit_attn.rules import Epsilon, Gamma
 from zennit_attn.scatter import RED, scatter, ticks_of
 from zennit_attn.space import Space
 from zennit_attn.study import SCORES
-from zennit_attn.tuning import Study, read_study, tune
+from zennit_attn.tuning import Study, Trial, read_study, tune
 
 ROOT = Path(__file__).parent.parent
 needs_optuna = pytest.mark.skipif(importlib.util.find_spec("optuna") is None, reason="needs optuna")
@@ -390,15 +390,47 @@ def test_no_sample_is_in_both_sets(write):
 
 def test_a_log_belongs_to_one_study(write, tmp_path):
     tune(write(STUDY), tmp_path / "out")
-    with pytest.raises(ValueError, match="study of another study"):
+    with pytest.raises(ValueError, match="differs in its study,"):
         tune(write(changed(STUDY, score__steps=8)), tmp_path / "out")
     # the same file, with other weights
     (tmp_path / "tiny.py").write_text(TINY.replace("manual_seed(0)", "manual_seed(1)"))
-    with pytest.raises(ValueError, match="study of another model"):
+    with pytest.raises(ValueError, match="differs in its model,"):
         tune(write(STUDY), tmp_path / "out")
     (tmp_path / "out/trials.jsonl").write_text("{}\n")
     with pytest.raises(ValueError, match="cannot read"):
         tune(write(STUDY), tmp_path / "out")
+
+
+def lines_of(path):
+    return path.read_text(encoding="utf-8").splitlines(keepends=True)
+
+
+def test_a_log_belongs_to_one_set_of_versions(write, tmp_path):
+    tune(write(STUDY), tmp_path / "out")
+    head, *trials = lines_of(tmp_path / "out/trials.jsonl")
+    other = head.replace(f'"torch": "{torch.__version__.split("+")[0]}', '"torch": "1.0')
+    assert other != head
+    (tmp_path / "out/trials.jsonl").write_text("".join([other, *trials]))
+    with pytest.raises(ValueError, match="differs in its versions,"):
+        tune(tmp_path / "study.toml", tmp_path / "out")
+
+
+def test_two_searches_into_one_folder_are_found(write, tmp_path):
+    tune(write(STUDY), tmp_path / "out")
+    lines = lines_of(tmp_path / "out/trials.jsonl")
+    (tmp_path / "out/trials.jsonl").write_text("".join([*lines[:4], *lines[3:]]))
+    with pytest.raises(ValueError, match=r"got the trials \[-1, 0, 1, 1, 2"):
+        tune(tmp_path / "study.toml", tmp_path / "out")
+
+
+def test_a_line_that_was_cut_within_a_letter_is_cut_off(tmp_path):
+    path = tmp_path / "trials.jsonl"
+    log = tuning.Log(path, {"study": "é"})
+    log.add(Trial(-1, {}, 1.0, 0.5, 1.5, 0.1))
+    whole = path.read_bytes()
+    path.write_bytes(whole + '{"number": 0, "parameters": {"é'.encode()[:-1])
+    assert tuning.Log(path, {"study": "é"}).trials == log.trials
+    assert path.read_bytes() == whole
 
 
 def test_a_score_that_is_not_finite_stops_the_search(write, tmp_path, monkeypatch):

@@ -39,7 +39,7 @@ class Log:
     path : pathlib.Path
         The file, which is made if need be. What is left of a line that was being written is cut off.
     identity : mapping
-        Hashes of the study.
+        Hashes of the study. Versions of the packages are noted beside them.
 
     Attributes
     ----------
@@ -49,30 +49,40 @@ class Log:
     Raises
     ------
     ValueError
-        If the file is of another study, or cannot be read.
+        If the file is of another study or of other versions of the packages, or cannot be read.
     """
 
     def __init__(self, path: Path, identity: Mapping[str, str]) -> None:
         self.path, self.trials = path, list[Trial]()
-        text = path.read_text(encoding="utf-8") if path.exists() else ""
-        complete = text[: text.rfind("\n") + 1]
+        wanted = {**identity, "versions": made_with(None)}
+        # bytes: a line may have been cut in the middle of a letter
+        text = path.read_bytes() if path.exists() else b""
+        complete = text[: text.rfind(b"\n") + 1]
         if complete != text:
-            path.write_text(complete, encoding="utf-8")
+            # not written anew, so that nothing is lost if it is interrupted
+            os.truncate(path, len(complete))
         # not splitlines: a name may hold other line separators
-        lines = complete.split("\n")[:-1]
+        lines = complete.split(b"\n")[:-1]
         if not lines:
-            self.write({**identity, "versions": made_with(None)})
+            self.write(wanted)
             return
         try:
             head, *records = map(json.loads, lines)
             self.trials = [Trial(**record) for record in records]
-            differs = [key for key, value in identity.items() if head[key] != value]
+            differs = [key for key, value in wanted.items() if head[key] != value]
         except (KeyError, TypeError, ValueError) as error:
             raise ValueError(f"cannot read {str(path)!r} ({error!r}); choose another folder, or delete it") from error
         if differs:
             raise ValueError(
-                f"got the folder {str(path.parent)!r} with the log of a study of another {' and '.join(differs)}, "
-                "expected the same one, but for the number of trials: choose another folder, or delete the log"
+                f"got the folder {str(path.parent)!r} with the log of a search that differs in its "
+                f"{' and '.join(differs)}, expected the same, but for the number of trials: choose another folder, or "
+                "delete the log"
+            )
+        numbers = [trial.number for trial in self.trials]
+        if numbers != list(range(-1, len(numbers) - 1)):
+            raise ValueError(
+                f"got the trials {numbers} in {str(path)!r}, expected each once, from -1 on: only one process may "
+                "search into a folder; choose another folder, or delete it"
             )
 
     def write(self, record: Mapping[str, Any]) -> None:
@@ -113,7 +123,7 @@ def tune(study: Study | str | Path, folder: str | Path, progress: bool = True) -
     Raises
     ------
     ValueError
-        If the folder has the log of another study, or a score is not finite.
+        If the folder has the log of another study or of other versions of the packages, or a score is not finite.
     ModuleNotFoundError
         If the study needs Optuna, and it is not there.
     """
