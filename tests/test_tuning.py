@@ -401,6 +401,33 @@ def test_a_log_belongs_to_one_study(write, tmp_path):
         tune(write(STUDY), tmp_path / "out")
 
 
+@pytest.mark.parametrize("change", ["labels", "masks"])
+def test_a_log_belongs_to_labels_and_masks(write, tmp_path, change):
+    old = {"labels": "torch.arange(count) % 3", "masks": "masks[:, 4:8, 4:8]"}[change]
+    new = {"labels": "torch.arange(1, count + 1) % 3", "masks": "masks[:, 8:, 4:8]"}[change]
+    assert old in TINY
+    before = read_study(write(STUDY)).identity()
+    (tmp_path / "tiny.py").write_text(TINY.replace(old, new))
+    after = read_study(tmp_path / "study.toml").identity()
+    assert {key for key in before if before[key] != after[key]} == {"data"}
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("torch.arange(count) % 3", "torch.arange(count + 1) % 3", "5 labels for 4 images"),
+        ("torch.arange(count) % 3", "torch.arange(count) - 1", "label -1 or less"),
+        ("torch.arange(count) % 3", "torch.arange(count) + 7", "the output has 3"),
+        ("torch.zeros(count,", "torch.zeros(count + 1,", "4 inputs, 4 targets and 5 masks"),
+    ],
+)
+def test_labels_and_masks_that_do_not_fit_are_refused(write, tmp_path, old, new, message):
+    path = write(STUDY)
+    (tmp_path / "tiny.py").write_text(TINY.replace(old, new))
+    with pytest.raises(ValueError, match=message):
+        read_study(path)
+
+
 def lines_of(path):
     return path.read_text(encoding="utf-8").splitlines(keepends=True)
 

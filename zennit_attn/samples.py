@@ -48,11 +48,22 @@ class Samples:
         What is explained.
     truth : torch.Tensor, optional
         Where relevance should be, of the shape of the pixels or tokens.
+
+    Raises
+    ------
+    ValueError
+        If these are not of the same number of samples.
     """
 
     batch: Batch
     target: Fixed
     truth: Tensor | None = None
+
+    def __post_init__(self) -> None:
+        count = len(single_input(self.batch)[1])
+        if len(self) != count or (self.truth is not None and len(self.truth) != count):
+            masks = "no" if self.truth is None else len(self.truth)
+            raise ValueError(f"got {count} inputs, {len(self)} targets and {masks} masks, expected one for each input")
 
     def __len__(self) -> int:
         return len(self.target.shares)
@@ -60,6 +71,13 @@ class Samples:
     def digests(self) -> list[str]:
         """Return a hash of each input."""
         return [digest([value]) for value in single_input(self.batch)[1]]
+
+    def tensors(self) -> list[Tensor]:
+        """Return all that a score depends on: inputs with their masks, targets and truth."""
+        inputs = [self.batch] if isinstance(self.batch, Tensor) else list(self.batch.values())
+        others = [self.target.shares, self.target.position, self.truth]
+        known = [value for value in inputs if isinstance(value, Tensor)]
+        return known + [torch.as_tensor(value) for value in others if value is not None]
 
 
 @dataclass(frozen=True)
@@ -91,11 +109,20 @@ class Pictures:
         The images, tensors with values from 0 to 1.
     labels, masks : torch.Tensor, optional
         Class of each, and where its cause is.
+
+    Raises
+    ------
+    ValueError
+        If there is not one label for each image.
     """
 
     images: Any
     labels: Tensor | None = None
     masks: Tensor | None = None
+
+    def __post_init__(self) -> None:
+        if self.labels is not None and len(self.labels) != len(self.images):
+            raise ValueError(f"got {len(self.labels)} labels for {len(self.images)} images, expected one for each")
 
 
 def digest(tensors: Sequence[Tensor]) -> str:
@@ -225,7 +252,7 @@ def read_samples(table: Mapping[str, Any], subject: Subject, folder: Path, sourc
     Raises
     ------
     ValueError, TypeError
-        If there are too few images, or one is in both sets.
+        If there are too few images, or labels do not fit.
     """
     require_known("key of [data]", table, DATA_KEYS, source)
     counts = [whole(table, name, source) for name in SPLITS]
@@ -237,7 +264,6 @@ def read_samples(table: Mapping[str, Any], subject: Subject, folder: Path, sourc
         if len(part) != count:
             raise ValueError(f"{source} got {len(part)} samples to {name}, expected {count}")
     tune, test = parts
-    refuse_overlap(tune, test, source)
     return tune, test
 
 
@@ -306,6 +332,9 @@ def samples_of(pictures: Pictures, subject: Subject, target: str, source: str) -
     """Return images as samples of a model."""
     if target == "label" and pictures.labels is None:
         raise ValueError(f"{source} got target='label' for data without labels, expected target='largest'")
+    if target == "label" and int(torch.as_tensor(pictures.labels).min()) < 0:
+        # as an index, -1 is the last class
+        raise ValueError(f"{source} got target='label' for data with the label -1 or less, expected classes from 0 on")
     batch = subject.prepare(pictures.images)
     device = single_input(batch)[1].device
     shares = []

@@ -24,7 +24,7 @@ from .inputs import single_input
 from .localisation import pointing_game, relevance_mass_accuracy, relevance_rank_accuracy
 from .parameters import nearest
 from .perturbation import faithfulness
-from .samples import Samples, model_digest, read_samples, read_subject, refuse_overlap, whole
+from .samples import Samples, digest, model_digest, read_samples, read_subject, refuse_overlap, whole
 from .sanity import occlusion_agreement
 from .space import COMPOSITE_KEYS, Space
 
@@ -182,7 +182,8 @@ class Study:
         ValueError
             If a parameter is unknown or missing, a rule does not accept a value, or the score is not finite.
         """
-        return float(self.scores(self.space.composite(parameters), self.tune).double().mean())
+        # not every device has float64
+        return float(self.scores(self.space.composite(parameters), self.tune).cpu().double().mean())
 
     def scores(self, composite: TransformerComposite, samples: Samples) -> Tensor:
         """Return the score of each sample, of shape ``(samples,)``.
@@ -213,10 +214,9 @@ class Study:
         content = json.loads(json.dumps(self.content))
         content["search"].pop("trials", None)
         text = json.dumps(content, sort_keys=True)
-        data = "".join(self.tune.digests() + self.test.digests())
         return {
             "study": hashlib.sha256(text.encode()).hexdigest(),
-            "data": hashlib.sha256(data.encode()).hexdigest(),
+            "data": digest([*self.tune.tensors(), *self.test.tensors()]),
             "model": model_digest(self.model),
         }
 
