@@ -5,7 +5,9 @@ import csv
 import importlib.util
 import itertools
 import json
+import multiprocessing
 import os
+import pickle
 import subprocess
 import sys
 import tomllib
@@ -339,6 +341,33 @@ def test_optuna_drives_the_objective_in_two_processes(write, tmp_path):
     for trial in shared.trials:
         # the same arithmetic in another process, perhaps on another number of threads
         assert trial.value == pytest.approx(study.objective(trial.params), rel=1e-4)
+
+
+def test_the_objective_goes_to_another_process(write, tmp_path):
+    # a class of the file's own, which another process can only have from the file
+    own = TINY.replace("torch.manual_seed(0)\n", "torch.manual_seed(0)\n    class Own(torch.nn.Sequential): pass\n")
+    own = own.replace("return model.eval()", "return Own(model).eval()")
+    assert own.count("Own") == 2
+    read = read_study(write(STUDY))
+    made = Study(STUDY, read.model, read.tune, read.test)
+    (tmp_path / "tiny.py").write_text(own)
+    objectives = [made.objective, read_study(tmp_path / "study.toml").objective]
+    choice = {"linear_gamma": 0.3, "qkv.gamma": 0.5}
+    with multiprocessing.get_context("spawn").Pool(1) as pool:
+        found = pool.starmap(apply, [(objective, choice) for objective in objectives])
+    # the same arithmetic in another process, perhaps on another number of threads
+    assert found == pytest.approx([objective(choice) for objective in objectives], rel=1e-4)
+
+
+def apply(objective, parameters):
+    return objective(parameters)
+
+
+def test_a_study_that_has_changed_does_not_go_to_another_process(write, tmp_path):
+    sent = pickle.dumps(read_study(write(STUDY)).objective)
+    write(changed(STUDY, score__steps=8))
+    with pytest.raises(ValueError, match="differs in its study from what another process read"):
+        pickle.loads(sent)
 
 
 WRONG = [

@@ -263,8 +263,7 @@ def read_samples(table: Mapping[str, Any], subject: Subject, folder: Path, sourc
     for part, name, count in zip(parts, SPLITS, counts, strict=True):
         if len(part) != count:
             raise ValueError(f"{source} got {len(part)} samples to {name}, expected {count}")
-    tune, test = parts
-    return tune, test
+    return parts[0], parts[1]
 
 
 def whole(table: Mapping[str, Any], name: str, source: str, default: Any = None, least: int = 1) -> int:
@@ -339,7 +338,7 @@ def samples_of(pictures: Pictures, subject: Subject, target: str, source: str) -
     device = single_input(batch)[1].device
     shares = []
     for rows in torch.arange(len(pictures.images), device=device).split(CHUNK):
-        chosen = MaxLogit() if target == "largest" else Label(pictures.labels[rows.cpu()])  # type: ignore[index]
+        chosen = MaxLogit() if target == "largest" else Label(torch.as_tensor(pictures.labels)[rows.cpu()])
         shares.append(fix(subject.model, select(batch, rows), chosen).shares)
     truth = None if pictures.masks is None else pictures.masks.to(device)
     return Samples(batch, Fixed(torch.cat(shares)), truth)

@@ -134,7 +134,7 @@ class Space:
     """
 
     def __init__(self, content: Mapping[str, Any], source: str = "the study") -> None:
-        self.source = source
+        self.content, self.source = content, source
         base = {key: content[key] for key in COMPOSITE_KEYS if key in content}
         self.default = composite_of(base, {}, source)
         search = require_table("search", content.get("search", {}), source)
@@ -148,6 +148,10 @@ class Space:
             raise ValueError(f"{source} got a search of {names}, expected each parameter once: join the entries")
         for parameters in self.probes():
             self.composite(parameters)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # composites hold weak references to hooks, which cannot be pickled
+        return Space, (self.content, self.source)
 
     def of_parameters(self, search: Mapping[str, Any]) -> Iterator[Axis]:
         """Yield the searched parameters of the preset."""

@@ -106,6 +106,8 @@ class Study:
         ``"grid"`` or ``"optuna"``.
     trials : int
         How many choices of parameters are tried.
+    path : pathlib.Path or None
+        The file, if it was read from one. In another process, such a study is read from there again.
 
     Raises
     ------
@@ -123,6 +125,7 @@ class Study:
         source: str = "the study",
     ) -> None:
         require_known("key", content, KEYS, source)
+        self.path: Path | None = None
         self.content, self.model, self.tune, self.test = content, model, tune, test
         self.name, self.source = name or type(model).__name__, source
         refuse_overlap(tune, test, source)
@@ -132,6 +135,12 @@ class Study:
         for composite in (self.space.default, self.space.composite(next(self.space.probes()))):
             with composite.context(model):
                 pass
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # classes of a Python file that a study runs cannot be imported by another process
+        if self.path is not None:
+            return read_again, (self.path, self.identity())
+        return Study, (self.content, self.model, self.tune, self.test, self.name, self.source)
 
     def read_score(self, table: Mapping[str, Any]) -> None:
         """Take what the file says about the score."""
@@ -254,4 +263,24 @@ def read_study(path: str | Path) -> Study:
     model, data = (require_table(key, content[key], source) for key in ("model", "data"))
     subject = read_subject(model, content["preset"], path.parent, source)
     tune, test = read_samples(data, subject, path.parent, source)
-    return Study(content, subject.model, tune, test, subject.name, source)
+    study = Study(content, subject.model, tune, test, subject.name, source)
+    study.path = path.resolve()
+    return study
+
+
+def read_again(path: Path, identity: Mapping[str, str]) -> Study:
+    """Read the study that another process has read.
+
+    Raises
+    ------
+    ValueError
+        If something that a score depends on has changed.
+    """
+    study = read_study(path)
+    differs = [key for key, value in study.identity().items() if identity[key] != value]
+    if differs:
+        raise ValueError(
+            f"got {str(path)!r} that differs in its {' and '.join(differs)} from what another process read, expected "
+            "the same: let each process read the study itself, by read_study"
+        )
+    return study
