@@ -324,7 +324,11 @@ IMAGE, PIXELS = torch.ones(1, 1, 2, 2), torch.ones(1, 2, 2)
 @pytest.mark.parametrize(
     ("call", "match"),
     [
-        (lambda: Patches(2, "noise"), "expected a number, 'mean' or 'blur'"),
+        (lambda: Patches(2, "noise"), "expected a finite number, 'mean' or 'blur'"),
+        (lambda: Patches(2, True), "expected a finite number, 'mean' or 'blur'"),
+        (lambda: Patches(2, float("nan")), "expected a finite number, 'mean' or 'blur'"),
+        (lambda: Tokens([1]), "expected 'zero', or the id of a token"),
+        (lambda: Patches(4, "blur").filling(torch.rand(1, 1, 4, 8)), "less than a side of the image"),
         (lambda: Patches(0), "at least 1 pixel"),
         (lambda: Tokens("mask"), "the id of a token"),
         (lambda: Patches(3).real(IMAGE), "divisor of both sides of 2 x 2"),

@@ -6,8 +6,10 @@ Features are tokens, or patches of images; padding is none. What is removed firs
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from numbers import Integral, Real
 from typing import Any
 
 import torch
@@ -138,7 +140,8 @@ class Tokens:
     keep: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
-        if self.fill != "zero" and (isinstance(self.fill, (str, bool)) or self.fill < 0):
+        number = isinstance(self.fill, Integral) and not isinstance(self.fill, bool) and self.fill >= 0
+        if not number and self.fill != "zero":
             raise ValueError(f"fill got {self.fill!r}, expected 'zero', or the id of a token")
 
     def ids(self, batch: Batch) -> tuple[Tensor, dict[str, Any]]:
@@ -191,8 +194,9 @@ class Patches:
     fill: float | str = 0.0
 
     def __post_init__(self) -> None:
-        if isinstance(self.fill, str) and self.fill not in ("mean", "blur"):
-            raise ValueError(f"fill got {self.fill!r}, expected a number, 'mean' or 'blur'")
+        number = isinstance(self.fill, Real) and not isinstance(self.fill, bool) and math.isfinite(self.fill)
+        if not number and self.fill not in ("mean", "blur"):
+            raise ValueError(f"fill got {self.fill!r}, expected a finite number, 'mean' or 'blur'")
         if self.size < 1:
             raise ValueError(f"size got {self.size!r}, expected at least 1 pixel")
 
@@ -235,7 +239,9 @@ class Patches:
             return images.mean((2, 3), keepdim=True)
         if self.fill != "blur":
             return images.new_full((1, 1, 1, 1), float(self.fill))
-        # the blur reaches two standard deviations to each side
+        # the blur reaches two standard deviations to each side, over which the image is reflected
+        if self.size >= min(images.shape[-2:]):
+            raise ValueError(f"size got {self.size} with fill='blur', expected less than a side of the image")
         return gaussian_blur(images, [2 * self.size + 1] * 2, [self.size / 2] * 2)
 
     def apply(self, model: Any, batch: Batch, removed: Tensor) -> Batch:

@@ -155,7 +155,10 @@ class Study:
             )
         self.steps = whole(table, "steps", self.source, 16)
         self.batch_size = whole(table, "batch_size", self.source, 50)
-        if single_input(self.tune.batch)[1].is_floating_point():
+        is_visual = single_input(self.tune.batch)[1].is_floating_point()
+        if not is_visual and "size" in table:
+            raise ValueError(f"{self.source} got size={table['size']!r} in [score] for tokens, expected it for images")
+        if is_visual:
             size = whole(table, "size", self.source) if "size" in table else patch_size(self.model)
             self.features: Patches | Tokens = Patches(size, table.get("fill", 0.0))
         else:
@@ -170,6 +173,9 @@ class Study:
         self.seed = whole(table, "seed", self.source, 0, 0)
         if self.method == "optuna":
             self.trials = whole(table, "trials", self.source, 50)
+            # each trial has a seed of its own, and Optuna takes them up to 2**32 - 1
+            if self.seed + self.trials > 2**32:
+                raise ValueError(f"{self.source} got seed={self.seed} in [search], expected less than 2**32")
             return
         if "trials" in table or self.space.has_bounds:
             raise ValueError(
