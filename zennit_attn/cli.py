@@ -81,7 +81,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"zennit-attn: error: {error}; check the place, its permissions and its room", file=sys.stderr)
         return REFUSED
     except KeyboardInterrupt:
-        print("zennit-attn: stopped; the same command goes on with a batch where it stopped", file=sys.stderr)
+        print(
+            "zennit-attn: stopped; the same command goes on with a batch or a search where it stopped", file=sys.stderr
+        )
         return STOPPED
 
 
