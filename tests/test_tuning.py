@@ -25,15 +25,19 @@ from PIL import Image
 from zennit.attribution import Gradient
 
 from zennit_attn import GammaViTComposite, load_composite, tuning
-from zennit_attn.canvas import Rectangle
+from zennit_attn.baselines import lrp
+from zennit_attn.canvas import Rectangle, Text
 from zennit_attn.configuration import to_toml
 from zennit_attn.explainer import InputError
+from zennit_attn.features import fix
+from zennit_attn.leaderboard import contact_sheet
 from zennit_attn.perturbation import Interval
 from zennit_attn.rules import Epsilon, Gamma
 from zennit_attn.scatter import RED, scatter, ticks_of
 from zennit_attn.space import Space
 from zennit_attn.study import SCORES
-from zennit_attn.tuning import Study, Trial, read_study, tune
+from zennit_attn.targets import MaxLogit
+from zennit_attn.tuning import Samples, Study, Trial, read_study, tune
 
 ROOT = Path(__file__).parent.parent
 needs_optuna = pytest.mark.skipif(importlib.util.find_spec("optuna") is None, reason="needs optuna")
@@ -246,6 +250,78 @@ def test_the_space_is_what_files_say_in_their_words():
     assert to_toml(space.default) == to_toml(GammaViTComposite(conv_gamma=0.7, role_map=[("qkv", Epsilon(0.1))]))
 
 
+def token_samples(model, seed, count):
+    """Return sequences of seven tokens, the first one with two of padding."""
+    ids = torch.randint(2, 20, (count, 7), generator=torch.Generator().manual_seed(seed))
+    mask = torch.ones_like(ids)
+    ids[0, 5:] = mask[0, 5:] = 0
+    batch = {"input_ids": ids, "attention_mask": mask}
+    return Samples(batch, fix(model, batch, MaxLogit()))
+
+
+SIZES = {"num_hidden_layers": 1, "num_attention_heads": 2, "hidden_size": 8, "vocab_size": 20}
+TOKEN_MODELS = {
+    "bert": lambda: transformers.BertForSequenceClassification(
+        transformers.BertConfig(**SIZES, intermediate_size=16, initializer_range=0.5)
+    ),
+    "gpt2": lambda: transformers.GPT2LMHeadModel(
+        transformers.GPT2Config(**SIZES, n_positions=8, initializer_range=0.5, bos_token_id=0, eos_token_id=0)
+    ),
+}
+
+
+@pytest.mark.parametrize(("kind", "linear", "fill"), [("bert", "Linear", 1), ("gpt2", "Conv1D", "zero")])
+def test_tokens_are_tuned_in_python(tmp_path, kind, linear, fill):
+    torch.manual_seed(0)
+    model = TOKEN_MODELS[kind]().eval()
+    entry = {"types": [linear], "rule": "Gamma", "parameters": {"gamma": [0.0, 0.5]}}
+    content = {"preset": "attnlrp", "score": {"fill": fill}, "search": {"layer_map": [entry]}}
+    tuned, tested = token_samples(model, 1, 3), token_samples(model, 2, 4)
+    result = tune(Study(content, model, tuned, tested), tmp_path)
+
+    relevance = lrp(result.composite)(model, tested.batch, tested.target)
+    expected = [token_area(model, tested.batch, relevance, row, fill) for row in range(4)]
+    # sums in another order, in float32
+    assert result.test_best.mean == pytest.approx(np.mean(expected), rel=1e-4, abs=1e-5)
+    assert load_composite(tmp_path / "winner.toml") == result.composite
+    with pytest.raises(ValueError, match=r"got size=2 in \[score\] for tokens"):
+        Study(changed(content, score__size=2), model, tuned, tested)
+
+
+def token_area(model, batch, relevance, row, fill):
+    """Return ΔA of a sequence, token by token, without its padding."""
+    length = int(batch["attention_mask"][row].sum())
+    ids = batch["input_ids"][row : row + 1, :length]
+
+    def logits(removed):
+        embeddings = model.get_input_embeddings()(ids).clone()
+        replaced = 0.0 if fill == "zero" else model.get_input_embeddings().weight[fill]
+        embeddings[:, removed] = replaced
+        with torch.no_grad():
+            found = model(inputs_embeds=embeddings).logits[0]
+        return found if found.dim() == 1 else found[-1]
+
+    order = np.argsort(-relevance[row, :length].numpy(), kind="stable")
+    chosen = int(logits([]).argmax())
+    areas = []
+    for removed in (order[::-1], order):
+        values = [float(logits(removed[:count].copy())[chosen]) for count in range(length + 1)]
+        areas.append(np.trapezoid(values, dx=1 / length))
+    return areas[0] - areas[1]
+
+
+def test_a_contact_sheet_has_scores_and_one_scale(write, tmp_path):
+    result = tune(write(STUDY), tmp_path / "out")
+    study = read_study(tmp_path / "study.toml")
+    scores = [study.scores(each, study.test) for each in (study.space.default, result.composite)]
+    items = contact_sheet(study, result, *scores).canvas.items
+    texts = [item.text for item in items if isinstance(item, Text)]
+    expected = [f"score {value:.2f}" for row in scores for value in row.tolist()]
+    assert [text for text in texts if text.startswith("score")] == expected
+    # a ± below a score would be read as its error
+    assert not any("±" in text for text in texts)
+
+
 class Stopped(BaseException):
     """What stops a search, as ctrl-c does."""
 
@@ -370,6 +446,13 @@ def test_a_study_that_has_changed_does_not_go_to_another_process(write, tmp_path
         pickle.loads(sent)
 
 
+HEAD = {"roles": ["head"], "rule": "Epsilon"}
+
+
+def gamma_of(roles):
+    return {"roles": roles, "rule": "Gamma", "parameters": {"gamma": [0.1, 1.0]}}
+
+
 WRONG = [
     ({"serch": {}}, "nearest: 'search'"),
     ({"search": {}}, "search without parameters"),
@@ -390,6 +473,14 @@ WRONG = [
     ({"search__role_map": [{"roles": ["qkv"], "rule": "Gama", "parameters": {"gamma": [1]}}]}, "Gamma"),
     ({"search__role_map": [{"roles": ["qkv"], "rule": "Gamma", "parameters": {"gamma": 1}}]}, "nothing to search"),
     ({"search__role_map": STUDY["search"]["role_map"] * 2}, "each parameter once"),
+    (
+        {"search__role_map": [gamma_of(["qkv", "projection"]), gamma_of(["qkv"])]},
+        r"'qkv.gamma' in \[search\], which changes no rule",
+    ),
+    (
+        {"search__parameters__head_gamma": [0, 1], "role_map": [HEAD]},
+        r"'head_gamma' in \[search\], which changes no rule",
+    ),
     ({"search__name_map": [{"names": ["*.mpl"], "rule": "Gamma", "parameters": {"gamma": [1]}}]}, "fits no module"),
     ({"score__name": "delta_aria"}, "nearest: 'delta_area'"),
     ({"score__fill": "gray"}, "expected a finite number, 'mean' or 'blur'"),

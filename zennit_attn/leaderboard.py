@@ -27,6 +27,7 @@ from .study import Study
 LEADERBOARD, SCATTER, CONTACT_SHEET, WINNER = "leaderboard.csv", "parameters.png", "contact_sheet.png", "winner.toml"
 #: How many test samples the contact sheet has.
 SHOWN = 8
+NAMES = ("default", "best")
 
 
 @dataclass(frozen=True)
@@ -157,17 +158,24 @@ def contact_sheet(study: Study, result: Result, before: Tensor, after: Tensor) -
     count = min(SHOWN, len(study.test))
     rows = torch.arange(count, device=study.test.target.shares.device)
     batch, target = select(study.test.batch, rows), study.test.target.at(rows)
-    found = [lrp(each)(study.model, batch, target) for each in (study.space.default, result.composite)]
-    title = f"Relevance by the default and the best composite, and {study.score} of each"
+    found = [to_one(lrp(each)(study.model, batch, target)) for each in (study.space.default, result.composite)]
+    scores = [[f"{value:.2f}" for value in each[:count].tolist()] for each in (before, after)]
+    title = f"Relevance of test samples, each over its largest, and {study.score}"
     if isinstance(study.features, Tokens):
-        return heatmap.trace(
-            torch.cat(found), [f"{name} {row}" for name in ("default", "best") for row in range(count)]
-        )
+        names = [f"{row} {name} {scores[place][row]}" for row in range(count) for place, name in enumerate(NAMES)]
+        return heatmap.trace(torch.stack(found, 1).flatten(0, 1), names, column_title="position", title=title)
     return heatmap.images(
         [[None] * count, *map(list, found)],
         [list(map(seen, single_input(batch)[1])), *[[None] * count] * 2],
-        rows=["input", "default", "best"],
-        labels=[[""] * count, *([f"score {value:.2f}" for value in each[:count].tolist()] for each in (before, after))],
-        shared=False,
+        rows=["input", *NAMES],
+        labels=[[""] * count, *([f"score {text}" for text in row] for row in scores)],
+        vmax=1.0,
         title=title,
     )
+
+
+def to_one(relevance: Tensor) -> Tensor:
+    """Return relevance without channels, of which the largest absolute value in each sample is one."""
+    summed = relevance.sum(1) if relevance.dim() == 4 else relevance
+    largest = summed.abs().flatten(1).amax(1).clamp(min=torch.finfo(summed.dtype).tiny)
+    return summed / largest.reshape(-1, *[1] * (summed.dim() - 1))

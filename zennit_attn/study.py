@@ -22,7 +22,7 @@ from .configuration import MAPS, require_known, require_table
 from .features import Batch, Fixed, Patches, Tokens, select
 from .inputs import single_input
 from .localisation import pointing_game, relevance_mass_accuracy, relevance_rank_accuracy
-from .parameters import nearest
+from .parameters import nearest, parameters_of
 from .perturbation import faithfulness
 from .samples import Samples, digest, model_digest, read_samples, read_subject, refuse_overlap, whole
 from .sanity import occlusion_agreement
@@ -112,7 +112,8 @@ class Study:
     Raises
     ------
     TypeError, ValueError
-        At unknown keys and wrong values, at samples that are in both sets, and if a composite does not suit the model.
+        At unknown keys and wrong values, at samples that are in both sets, if a composite does not suit the model, and
+        if a parameter changes nothing.
     """
 
     def __init__(
@@ -135,12 +136,34 @@ class Study:
         for composite in (self.space.default, self.space.composite(next(self.space.probes()))):
             with composite.context(model):
                 pass
+        self.refuse_idle()
 
     def __reduce__(self) -> tuple[Any, ...]:
         # classes of a Python file that a study runs cannot be imported by another process
         if self.path is not None:
             return read_again, (self.path, self.identity())
         return Study, (self.content, self.model, self.tune, self.test, self.name, self.source)
+
+    def refuse_idle(self) -> None:
+        """Raise ValueError if the rules of the model are the same for all values of a parameter."""
+        ends = {name: axis.ends() for name, axis in self.space.axes.items()}
+        # one parameter may matter only at some values of another: each value of each is in one of these at least
+        others = [
+            {name: values[place % len(values)] for name, values in ends.items()}
+            for place in range(max(map(len, ends.values())))
+        ]
+        for name, values in ends.items():
+            found = ([self.rules({**base, name: value}) for value in values] for base in others)
+            if len(values) > 1 and all(rules.count(rules[0]) == len(rules) for rules in found):
+                raise ValueError(
+                    f"{self.source} got {name!r} in [search], which changes no rule of {type(self.model).__name__}: "
+                    "what comes before it has all of its modules. Leave it out, or put it first"
+                )
+
+    def rules(self, parameters: Mapping[str, Any]) -> list[Any]:
+        """Return name, rule and its parameters of each module of the model that has a rule."""
+        found = self.space.composite(parameters).assignments(self.model)
+        return [(name, type(rule).__name__, parameters_of(rule)) for name, _, rule in found]
 
     def read_score(self, table: Mapping[str, Any]) -> None:
         """Take what the file says about the score."""
