@@ -197,7 +197,7 @@ def test_the_winner_is_a_preset_with_its_provenance(write, tmp_path):
     found = tomllib.loads(winner.read_text())["made_with"]
     assert found["torch"] == torch.__version__.split("+")[0]
     assert found["model"] == "tiny.py"
-    assert found["tuning"]["data"] == "tiny.py"
+    assert (found["tuning"]["data"], found["tuning"]["target"], found["tuning"]["seed"]) == ("tiny.py", "label", 0)
     assert (found["tuning"]["tune_samples"], found["tuning"]["test_samples"]) == (4, 5)
     assert found["tuning"]["test_best"] == pytest.approx(
         [result.test_best.mean, result.test_best.low, result.test_best.high]
@@ -698,7 +698,7 @@ def test_dashes_are_where_scores_are():
 def test_the_study_of_the_shapes_can_be_read_and_its_winner_loads():
     content = tomllib.loads((ROOT / "examples/tune_shapes.toml").read_text())
     space = Space(content)
-    winner = ROOT / "examples/tuned/shapes.toml"
+    winner = ROOT / "examples/tuned/winner.toml"
     found = tomllib.loads(winner.read_text())["made_with"]["tuning"]
     best = rows_of(ROOT / "examples/tuned/leaderboard.csv")[0]
     parameters = {name: best[name] if name == "attention" else float(best[name]) for name in space.axes}

@@ -131,6 +131,7 @@ def provenance(study: Study, result: Result) -> dict[str, Any]:
     known = {f"{key}_sha256": value for key, value in study.identity().items()}
     data = study.content.get("data", {})
     given = {key: data[key] for key in ("folder", "name") if key in data}
+    chosen = {"target": data.get("target", "largest"), "seed": data.get("seed", 0)} if data else {}
     fill = study.features.fill
     features = {"size": study.features.size} if isinstance(study.features, Patches) else {}
     return {
@@ -139,6 +140,7 @@ def provenance(study: Study, result: Result) -> dict[str, Any]:
         "fill": fill,
         "steps": study.steps,
         "data": " ".join(map(str, given.values())) or "given in Python",
+        **chosen,
         "tune_samples": len(study.tune),
         "test_samples": len(study.test),
         "method": study.method,
