@@ -646,6 +646,13 @@ def test_a_folder_of_images_and_a_model_of_transformers(saved_vit, write, tmp_pa
         tuning.main(write(changed(saved_vit, data__test=6)))
 
 
+@pytest.mark.parametrize("place", ["images", "images/class0/out"])
+def test_pictures_are_not_written_among_the_images(saved_vit, write, tmp_path, place):
+    with pytest.raises(ValueError, match="is in the folder of the images"):
+        tune(write(saved_vit), tmp_path / place)
+    assert not list((tmp_path / "images").rglob("*.jsonl"))
+
+
 def test_copies_of_an_image_are_found(saved_vit, write, tmp_path):
     for file in (tmp_path / "images/class0").iterdir():
         (tmp_path / "images/class1" / f"copy{file.name}").write_bytes(file.read_bytes())

@@ -123,12 +123,14 @@ def tune(study: Study | str | Path, folder: str | Path, progress: bool = True) -
     Raises
     ------
     ValueError
-        If the folder has the log of another study or of other versions of the packages, or a score is not finite.
+        If the folder has the log of another study or of other versions of the packages, or is in that of the images,
+        or a score is not finite.
     ModuleNotFoundError
         If the study needs Optuna, and it is not there.
     """
     study = study if isinstance(study, Study) else read_study(study)
     folder = Path(folder)
+    refuse_inside(study, folder)
     folder.mkdir(parents=True, exist_ok=True)
     log = Log(folder / LOG, study.identity())
     if not log.trials:
@@ -138,6 +140,19 @@ def tune(study: Study | str | Path, folder: str | Path, progress: bool = True) -
         for _ in bar:
             bar.set_postfix_str(f"best {max(trial.score for trial in log.trials):.4g}")
     return written(study, log.trials[0], log.trials[1 : study.trials + 1], folder)
+
+
+def refuse_inside(study: Study, folder: Path) -> None:
+    """Raise ValueError if pictures that are written would be among the study's images the next time."""
+    data = study.content.get("data", {}).get("folder")
+    if study.path is None or data is None:
+        return
+    images, place = (study.path.parent / data).resolve(), folder.resolve()
+    if images in (place, *place.parents):
+        raise ValueError(
+            f"got the folder {str(folder)!r} to write into, which is in the folder of the images, {str(images)!r}: "
+            "expected another one, such as --out of the command"
+        )
 
 
 def try_out(study: Study, composite: TransformerComposite, number: int, parameters: dict[str, Any]) -> Trial:
