@@ -11,6 +11,7 @@ import pickle
 import subprocess
 import sys
 import tomllib
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -437,6 +438,15 @@ def test_the_objective_goes_to_another_process(write, tmp_path):
 
 def apply(objective, parameters):
     return objective(parameters)
+
+
+def test_threads_do_not_disturb_each_other(write):
+    study = read_study(write(STUDY))
+    choices = list(study.space.grid())
+    expected = [study.objective(choice) for choice in choices]
+    with ThreadPoolExecutor(3) as pool:
+        # the same arithmetic, perhaps on another number of threads
+        assert list(pool.map(study.objective, choices)) == pytest.approx(expected, rel=1e-4)
 
 
 def test_a_study_that_has_changed_does_not_go_to_another_process(write, tmp_path):

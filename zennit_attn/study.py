@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import threading
 import tomllib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -127,6 +128,8 @@ class Study:
     ) -> None:
         require_known("key", content, KEYS, source)
         self.path: Path | None = None
+        # rules are registered on the model itself, which so belongs to one thread at a time
+        self.lock = threading.Lock()
         self.content, self.model, self.tune, self.test = content, model, tune, test
         self.name, self.source = name or type(model).__name__, source
         refuse_overlap(tune, test, source)
@@ -210,6 +213,8 @@ class Study:
     def objective(self, parameters: Mapping[str, Any]) -> float:
         """Return the mean score of the samples to tune on; the higher, the better.
 
+        Threads that share a study wait for each other: only processes are faster than one.
+
         Parameters
         ----------
         parameters : mapping of str to value
@@ -221,7 +226,9 @@ class Study:
             If a parameter is unknown or missing, a rule does not accept a value, or the score is not finite.
         """
         # not every device has float64
-        return float(self.scores(self.space.composite(parameters), self.tune).cpu().double().mean())
+        composite = self.space.composite(parameters)
+        with self.lock:
+            return float(self.scores(composite, self.tune).cpu().double().mean())
 
     def scores(self, composite: TransformerComposite, samples: Samples) -> Tensor:
         """Return the score of each sample, of shape ``(samples,)``.
