@@ -479,6 +479,7 @@ WRONG = [
     ({"search__parameters": {"linear_gamma": {"low": 0, "high": 1, "log": True}}}, "with log, 0 < low"),
     ({"search__parameters": {"linear_gamma": {"low": 0.1, "top": 1}}}, "expected one of"),
     ({"search__parameters": {"linear_gamma": {"low": 0.1}}}, "finite numbers as low and high"),
+    ({"search__parameters": {"linear_gamma": {"low": False, "high": True}}}, "finite numbers as low and high"),
     ({"search__role_map": [{"roles": ["qvk"], "rule": "Gamma", "parameters": {"gamma": [1]}}]}, "nearest: 'qkv'"),
     ({"search__role_map": [{"roles": ["qkv"], "rule": "Gama", "parameters": {"gamma": [1]}}]}, "Gamma"),
     ({"search__role_map": [{"roles": ["qkv"], "rule": "Gamma", "parameters": {"gamma": 1}}]}, "nothing to search"),

@@ -91,7 +91,7 @@ def axis_of(name: str, given: Any, place: tuple[str | int, ...], source: str) ->
         )
     require_known(f"key of {name}", given, BOUNDS, source)
     bounds: list[Any] = [given.get(key) for key in ("low", "high")]
-    if not all(isinstance(bound, (int, float)) and math.isfinite(bound) for bound in bounds):
+    if not all(type(bound) in (int, float) and math.isfinite(bound) for bound in bounds):
         raise TypeError(f"{source} got {name}={given!r} in [search], expected finite numbers as low and high")
     low, high = map(float, bounds)
     log = check_flag(f"{source}: log of {name}", given.get("log", False))
