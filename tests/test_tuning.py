@@ -723,3 +723,11 @@ def test_the_study_of_the_shapes_can_be_read_and_its_winner_loads():
     assert load_composite(winner) == space.composite(parameters)
     assert float(best["score"]) == pytest.approx(found["tune_best"], rel=1e-5)
     assert found["test_difference"][1] > 0
+
+
+def test_a_python_file_may_import_others_of_its_folder(write, tmp_path):
+    (tmp_path / "tiny.py").rename(tmp_path / "tiny_parts.py")
+    (tmp_path / "tiny.py").write_text("from tiny_parts import load_data, load_model, preprocess\n")
+    before = list(sys.path)
+    assert len(read_study(write(STUDY)).tune) == STUDY["data"]["tune"]
+    assert sys.path == before

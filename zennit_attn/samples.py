@@ -151,7 +151,7 @@ def refuse_overlap(tune: Samples, test: Samples, source: str) -> None:
 
 
 def python_module(name: str, folder: Path) -> Any:
-    """Run a Python file, and return it as a module.
+    """Run a Python file, and return it as a module; it may import others of its folder.
 
     Raises
     ------
@@ -167,7 +167,11 @@ def python_module(name: str, folder: Path) -> Any:
         raise ImportError(f"got the name {name!r}, which Python cannot import")
     # dataclasses look for their module there
     module = sys.modules[title] = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    sys.path.insert(0, str(path.parent))
+    try:
+        spec.loader.exec_module(module)
+    finally:
+        sys.path.remove(str(path.parent))
     return module
 
 
