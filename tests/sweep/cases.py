@@ -52,9 +52,18 @@ SETTINGS = {
     "zero-shot-image/blip-2": {"qformer_config.use_qformer_text_input": True},
 }
 
+#: What the class in the mapping takes of a configuration, where the auto class does not find that class.
+DIRECT = {
+    "causal-lm/musicgen": lambda config: config.decoder,
+    "causal-lm/musicgen_melody": lambda config: config.decoder,
+    "image-text-to-text/evolla": lambda config: config,
+}
+
 #: What a status does not tell by itself.
 NOTES = {
     "causal-lm/hrm_text": "with L_bp_cycles = L_cycles: else cycles under torch.no_grad lose a share",
+    "image-text-to-text/chameleon": "its visual tokens are codes",
+    "image-text-to-text/emu3": "its visual tokens are codes",
     "image-text-to-text/ovis2": "its visual tokens are an argmax",
     "zero-shot-image/videoprism": "its logits are probabilities, of which similarities near 0 tell little",
 }
@@ -94,9 +103,8 @@ def build_transformers(task: str, kind: str) -> Any:
     case = f"{task}/{kind}"
     kind, _, name = kind.partition(":")
     config = tiny_config(CONFIG_MAPPING[kind])
-    if case in ("causal-lm/musicgen", "causal-lm/musicgen_melody"):
-        # the mapping names the decoder's class, which takes the decoder's configuration
-        return getattr(transformers, getattr(modeling_auto, TASKS[task][1])[kind])(config.decoder)
+    if case in DIRECT:
+        return getattr(transformers, getattr(modeling_auto, TASKS[task][1])[kind])(DIRECT[case](config))
     for field, value in SETTINGS.get(case, {}).items():
         *path, last = field.split(".")
         setattr(functools.reduce(getattr, path, config), last, value)
@@ -176,7 +184,7 @@ def run(case: str) -> dict[str, Any]:
 
 
 def in_float64(model: Any, inputs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
-    """Return model and inputs in float64, or in float32 if a kernel of it takes nothing else.
+    """Return model and inputs in float64, or in float32 if a kernel takes nothing else or memory is short.
 
     Raises
     ------
@@ -186,7 +194,7 @@ def in_float64(model: Any, inputs: dict[str, Any]) -> tuple[Any, dict[str, Any]]
     try:
         return converted(model, inputs, torch.float64)
     except Exception as error:
-        if not any(word in str(error).lower() for word in ("dtype", "double", "float")):
+        if not any(word in str(error).lower() for word in ("dtype", "double", "float", "memory")):
             raise
     return converted(model, inputs, torch.float32)
 

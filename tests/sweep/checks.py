@@ -40,7 +40,9 @@ def explained(output: Any) -> Tensor:
             output = first or list(output.values())
         floating = [value for value in tree_leaves(output) if isinstance(value, Tensor) and value.is_floating_point()]
         output = next((value for value in floating if value.requires_grad), floating[0])
-    return output[:, -1] if output.dim() == 3 else output
+    output = output[:, -1] if output.dim() == 3 else output
+    # the logits of tokens that a model never gives are constants
+    return output.masked_fill(output == torch.finfo(output.dtype).min, 0.0)
 
 
 def explain(

@@ -119,11 +119,17 @@ def tiny_children(kind: type, changes: dict[str, Any]) -> dict[str, Any]:
     whole = kind()
     children = {}
     for name in names:
-        child = getattr(whole, name, None)
+        child = getattr(whole, name, None) or optional(kind, name)
         if not isinstance(child, transformers.PreTrainedConfig):
             continue
         children[name] = tiny_config(type(child), own_fields(child))
     return children
+
+
+def optional(kind: type, name: str) -> Any:
+    """Return the default of a sub-configuration that is left out by default, None if there is none."""
+    spec = getattr(kind, "sub_configs_defaults", {}).get(name)
+    return spec and spec.get_config_class(spec.model_type)()
 
 
 def own_fields(config: Any) -> dict[str, Any]:

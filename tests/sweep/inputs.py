@@ -23,7 +23,7 @@ PLACEHOLDERS = {
     "input_values": "audio_token_id audio_token_index",
 }
 #: What models say that got another number of placeholders than of features.
-MISMATCH = re.compile(r"tokens:? (\d+)\D.*features:? ?\D*(\d+)")
+MISMATCH = re.compile(r"tokens:? \d+\D.*features:? ?\D*(\d+)|Got (\d+) feature vectors")
 
 
 def special_ids(config: Any) -> set[int]:
@@ -120,21 +120,23 @@ def with_placeholders(model: Any, inputs: dict[str, Any], names: Any) -> dict[st
     token = first(model.config, PLACEHOLDERS[kind]) if kind else None
     if token is None or "input_ids" not in inputs:
         return inputs
-    count: int | None = 1
-    # at first one, then as many as the model says, in numbers perhaps, and once more in features
+    count, told = 1, None
+    # at first one, then as many as the model says, which may count numbers
     for _ in range(3):
         ids = token_ids(model.config, TOKENS)
-        inputs["input_ids"] = torch.cat([ids[:, :2], torch.full((1, count or 1), token), ids[:, 2:]], 1)
+        inputs["input_ids"] = torch.cat([ids[:, :2], torch.full((1, count), token), ids[:, 2:]], 1)
         if kind == "pixel_values":
             types = {"mm_token_type_ids", "token_type_ids"}.intersection(names)
             inputs.update((name, (inputs["input_ids"] == token).long()) for name in types)
-        count = wanted_features(model, inputs)
-        if count is None:
+        before, told = told, told_features(model, inputs)
+        if told is None:
             break
+        # what it says again is a number of features
+        count = told // WIDTH if told >= 4 * WIDTH and told != before else told
     return inputs
 
 
-def wanted_features(model: Any, inputs: dict[str, Any]) -> int | None:
+def told_features(model: Any, inputs: dict[str, Any]) -> int | None:
     """Return how many features a model says that it has, None if it does not complain."""
     try:
         with torch.no_grad():
@@ -142,9 +144,7 @@ def wanted_features(model: Any, inputs: dict[str, Any]) -> int | None:
     except Exception as error:
         found = MISMATCH.search(str(error))
         if found:
-            # some say how many numbers there are, not how many features
-            number = int(found[2])
-            return number // WIDTH if number >= 4 * WIDTH else number
+            return int(found[1] or found[2])
     return None
 
 
@@ -184,6 +184,12 @@ def sized(model: Any, inputs: dict[str, Any]) -> dict[str, Any]:
     return {"pixel_values": image(1), "image_sizes": torch.tensor([[IMAGE, IMAGE]])}
 
 
+def placed(side: int, width: int) -> dict[str, Any]:
+    """Return a square of patches with the place of each."""
+    places = torch.cartesian_prod(torch.arange(side), torch.arange(side)).flip(-1)
+    return {"pixel_values": torch.randn(1, side**2, width), "image_position_ids": places[None]}
+
+
 def queries(model: Any, inputs: dict[str, Any]) -> dict[str, Any]:
     """Return pixels with the instruction that a Q-Former reads."""
     shape = (1, 1) if "video" in model.config.model_type else (1,)
@@ -220,6 +226,11 @@ SPECIAL: dict[str, Callable[[Any, dict[str, Any]], dict[str, Any]]] = {
         if "input_features" in inputs
         else {}
     ),
+    # else its complaint tells the number of sounds
+    **dict.fromkeys(
+        ("granite_speech", "granite_speech_plus"),
+        lambda model, inputs: {"input_features_mask": torch.ones(1, 6).bool()} if "input_features" in inputs else {},
+    ),
     "voxtral_realtime": lambda model, inputs: {"input_features": torch.randn(1, 128, 48)},
     "kyutai_speech_to_text": lambda model, inputs: {
         "input_ids": torch.randint(5, 60, (1, TOKENS, model.config.num_codebooks + 1))
@@ -244,10 +255,10 @@ def images(names: str, make: Callable[[Any, dict[str, Any]], dict[str, Any]]) ->
         SPECIAL[name] = lambda model, inputs: make(model, inputs) if "pixel_values" in inputs else {}
 
 
-images("idefics2 idefics3 smolvlm", one_of_several)
+images("idefics2 idefics3 perception_lm smolvlm", one_of_several)
 images(
     "granite_docling",
-    lambda model, inputs: {"pixel_values": image(1, 1), "pixel_attention_mask": torch.ones(1, 1, IMAGE, IMAGE).long()},
+    lambda model, inputs: {"pixel_values": image(1, 1), "pixel_attention_mask": torch.ones(1, 1).bool()},
 )
 images(
     "idefics",
@@ -258,18 +269,29 @@ images(
     lambda model, inputs: {"image_embeds_position_mask": torch.tensor([[0, *[1] * model.config.latent_query_num, 0]])},
 )
 images("llava_next llava_next_video llava_onevision granite4_vision", tiles)
-images("mistral3 mistral_large4 lighton_ocr", sized)
+images("emu3 mistral3 mistral_large4 lighton_ocr", sized)
 images("kimi_k25 paddleocr_vl", lambda model, inputs: {"pixel_values": torch.randn(16, 3, 16, 16)})
 images("muse_glimmer muse_spark", lambda model, inputs: {"pixel_values": torch.randn(16, 1536)})
-images("nemotron_h_omni", lambda model, inputs: {"image_grid_hw": torch.tensor([[4, 4]])})
-images("molmo2", lambda model, inputs: {"pixel_values": torch.randn(1, 16, 768)})
 images(
-    "fuyu",
+    "nemotron_h_omni",
+    lambda model, inputs: {"pixel_values": torch.randn(16, 768), "image_grid_hw": torch.tensor([[4, 4]])},
+)
+images(
+    "molmo2",
     lambda model, inputs: {
-        "image_patches": torch.randn(1, 4, 768),
-        "image_patches_indices": torch.tensor([[0, 1, 2, 3, -1, -1]]),
+        "pixel_values": torch.randn(1, 16, 768),
+        "image_token_pooling": torch.arange(16).reshape(4, 4),
+        "image_grids": torch.tensor([[2, 2, 0, 0]]),
     },
 )
+images("fuyu", lambda model, inputs: {"pixel_values": torch.randn(1, 4, 768)})
+images(
+    "inkling2",
+    lambda model, inputs: {"pixel_values": torch.randn(4, 32, 32, 3), "image_grid_thw": torch.tensor([[1, 2, 2]])},
+)
+images("inkling_mm_model", lambda model, inputs: {"pixel_values": torch.randn(4, 2, 16, 16, 3)})
+images("gemma4", lambda model, inputs: placed(6, 768))
+images("gemma4_unified", lambda model, inputs: placed(2, 6912))
 images("instructblip instructblipvideo", queries)
 images("lfm2_vl", patches)
 images("lfm3_vl", lambda model, inputs: {**patches(model, inputs), "pixel_values": torch.randn(16, 1536)})

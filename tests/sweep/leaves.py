@@ -19,7 +19,8 @@ from torch.utils._pytree import tree_map
 CONSTANTS = re.compile(
     r"bias[^.]*$|position|pos_emb|pos_embed|^wpe|(^|\.)pe$|token_type|type_embed|segment_emb|ngram_embeddings|running_mean"
     r"|(cls|class|mask|dist|reg|register|storage|query)_tokens?|(^|\.)cls$|class_emb|distillation|masked_spec_embed"
-    r"|image_(newline|begin|end|sep)|view_sep|latents|latent_query|prompt|probe$"
+    r"|image_(newline|begin|end|sep)|view_sep|latents|latent_query|prompt|probe$|\.query$"
+    r"|query_\d+_resolution"
 )
 #: Embeddings that are no inputs: their values are constants, or only weights of an attention.
 NO_INPUT = re.compile(r"bias|position|wpe|token_type|segment|relative|pos_emb|type_embed|rel_", re.IGNORECASE)

@@ -19,6 +19,12 @@ def multimodal_rope(*sections: int) -> dict[str, Any]:
     return {"rope_parameters": {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": list(sections)}}
 
 
+def codes(image: str, code: str, **others: int) -> dict[str, Any]:
+    """Return a vocabulary with the ids of an image's placeholder, of ten codes of an image, and of other tokens."""
+    names = {code.format(number, "ABCDEFGHIJ"[number]): 100 + number for number in range(10)}
+    return {"vocabulary_map": {image: 120, **names, **others}}
+
+
 #: What names cannot tell, by the name of the configuration's class.
 OVERRIDES: dict[str, dict[str, Any]] = {
     # a rotary embedding for each kind of layer
@@ -56,6 +62,9 @@ OVERRIDES: dict[str, dict[str, Any]] = {
     "BitConfig": {"num_groups": 4},
     "FunAsrNanoAdaptorConfig": {"intermediate_size": WIDTH // 4},
     "MimiConfig": {"upsample_groups": WIDTH},
+    "MuseGlimmerConfig": {"out_hidden_size": 4 * WIDTH},
+    "MuseSparkConfig": {"out_hidden_size": 4 * WIDTH},
+    "DeepseekOcr2SamVisionConfig": {"downsample_channels": [32, WIDTH]},
     # lists of the sizes of stages that have to fit each other: these models are small as they are
     "TextNetConfig": {KEEP: True, "image_size": [IMAGE, IMAGE]},
     "HGNetV2Config": {KEEP: True},
@@ -79,9 +88,47 @@ OVERRIDES: dict[str, dict[str, Any]] = {
     "InstructBlipConfig": {"image_token_id": 120},
     "InstructBlipVideoConfig": {"video_token_id": 120},
     "VoxtralConfig": {"audio_token_id": 119},
+    "NemotronH_Omni_Reasoning_V3_Config": {"image_token_id": 120, "audio_config": None},
+    # images are ids of codes, which are tokens
+    "ChameleonConfig": codes("<image>", "IMGIMG{1}Z"),
+    "ChameleonVQVAEConfig": {"num_embeddings": 10},
+    "Emu3Config": codes("<image>", "<|visual token {0:06}|>", **{"<|extra_200|>": 121}),
+    "Emu3VQVAEConfig": {"codebook_size": 10, "hidden_size": 4 * WIDTH},
+    # encoders of timm
+    "FastVlmConfig": {
+        "vision_config": {
+            "model_type": "timm_wrapper",
+            "architecture": "fastvit_t8",
+            "hidden_size": 768,
+            "model_args": {"inference_mode": True},
+        }
+    },
+    "PerceptionLMConfig": {
+        "vision_config": {
+            "model_type": "timm_wrapper",
+            "architecture": "vit_pe_core_tiny_patch16_384",
+            "model_args": {
+                "embed_dim": WIDTH,
+                "num_heads": HEADS,
+                "depth": 2,
+                "img_size": [IMAGE, IMAGE],
+                "ref_feat_shape": [4, 4],
+                "global_pool": "",
+            },
+        }
+    },
+    "Gemma3nVisionConfig": {KEEP: True, "model_args": {"channel_multiplier": 0.25}},
     # which layers an image is read from
     "VipLlavaConfig": {"vision_feature_layers": [-2, -3]},
     "Molmo2AdapterConfig": {"vision_feature_layer": [-1, -2]},
+    "Molmo2VisionConfig": {"image_size": [IMAGE, IMAGE]},
+    "Granite4VisionConfig": {
+        "image_grid_pinpoints": [[IMAGE, IMAGE]],
+        "downsample_rate": "1/2",
+        "deepstack_layer_map": [[1, 0]],
+        "spatial_target_layers": [0, 1, 2, 3],
+    },
+    "GraniteDoclingVisionConfig": {"deepstack_visual_indexes": [0, 1, 2]},
     "MllamaVisionConfig": {"intermediate_layers_indices": [1, 2], "vision_output_dim": 3 * WIDTH},
     "AlignConfig": {"projection_dim": 80},
     "PerceiverConfig": {"num_cross_attention_heads": 1},
