@@ -245,6 +245,28 @@ SPECIAL: dict[str, Callable[[Any, dict[str, Any]], dict[str, Any]]] = {
     "videoprism": lambda model, inputs: {
         "pixel_values_videos": image(1, getattr(model.config.vision_config, "num_frames", 2))
     },
+    # some of its arguments are those of a robot: the noise is what becomes its actions
+    "pi0": lambda model, inputs: {
+        "input_ids": torch.cat([torch.full((1, 16), model.config.vlm_config.image_token_id), inputs["input_ids"]], 1),
+        "pixel_values": image(1, 1),
+        "pixel_attention_mask": torch.ones(1, 1).bool(),
+        "state": torch.randn(1, model.config.max_state_dim),
+        "noise": torch.randn(1, model.config.chunk_size, model.config.max_action_dim),
+        "timestep": torch.tensor([0.5]),
+    },
+    "evolla": lambda model, inputs: {
+        "protein_input_ids": inputs["input_ids"],
+        "protein_attention_mask": torch.ones(1, TOKENS).long(),
+    },
+    # else it adds noise
+    "vibevoice_asr": lambda model, inputs: (
+        {"input_values": torch.randn(1, 1, 32), "sample": False} if "input_values" in inputs else {}
+    ),
+    "vibevoice": lambda model, inputs: {
+        "input_values": torch.randn(1, 1, 32),
+        "padding_mask": torch.ones(1, 32).bool(),
+        "sample": False,
+    },
     "longformer": lambda model, inputs: {"global_attention_mask": torch.tensor([[1] + [0] * (TOKENS - 1)])},
 }
 

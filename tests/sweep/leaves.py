@@ -25,7 +25,7 @@ CONSTANTS = re.compile(
 #: Embeddings that are no inputs: their values are constants, or only weights of an attention.
 NO_INPUT = re.compile(r"bias|position|wpe|token_type|segment|relative|pos_emb|type_embed|rel_", re.IGNORECASE)
 #: Names of floating-point arguments that are explained: others are coordinates.
-EXPLAINABLE = re.compile(r"^input|pixel|feat|values|embeds|patches|^x$|audio")
+EXPLAINABLE = re.compile(r"^input|pixel|feat|values|embeds|patches|^x$|audio|state|noise")
 
 #: Functions that add a constant, or put one beside something else.
 ADDITIONS = {

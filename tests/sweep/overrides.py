@@ -7,11 +7,12 @@ from __future__ import annotations
 
 from typing import Any
 
-from sweep.sizes import HEADS, HIDDEN, IMAGE, WIDTH
+from sweep.sizes import HEADS, HIDDEN, IMAGE, POSITIONS, WIDTH
 
 #: Key of configurations that stay as they are, but for their other overrides.
 KEEP = "as it is"
 FULL = {"full_attention": {"rope_type": "default", "rope_theta": 10000.0}}
+CODEC = {"num_filters": 8, "downsampling_ratios": [2, 4], "depths": [2, 1, 1]}
 
 
 def multimodal_rope(*sections: int) -> dict[str, Any]:
@@ -64,6 +65,9 @@ OVERRIDES: dict[str, dict[str, Any]] = {
     "MimiConfig": {"upsample_groups": WIDTH},
     "MuseGlimmerConfig": {"out_hidden_size": 4 * WIDTH},
     "MuseSparkConfig": {"out_hidden_size": 4 * WIDTH},
+    "VibeVoiceAcousticTokenizerConfig": CODEC,
+    "VibeVoiceAcousticTokenizerEncoderConfig": CODEC,
+    "VibeVoiceAsrConfig": {"acoustic_tokenizer_chunk_size": 8 * POSITIONS},
     "DeepseekOcr2SamVisionConfig": {"downsample_channels": [32, WIDTH]},
     # lists of the sizes of stages that have to fit each other: these models are small as they are
     "TextNetConfig": {KEEP: True, "image_size": [IMAGE, IMAGE]},
