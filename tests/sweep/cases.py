@@ -63,7 +63,7 @@ DIRECT = {
 NOTES = {
     **dict.fromkeys(
         ("causal-lm/gemma4_assistant", "causal-lm/gemma4_unified_assistant"),
-        "no configuration can build it: all of its layers reuse keys and values, none produces any",
+        "transformers refuses that all of its layers reuse keys and values, as they have to",
     ),
     "causal-lm/hrm_text": "with L_bp_cycles = L_cycles: else cycles under torch.no_grad lose a share",
     "image-text-to-text/chameleon": "its visual tokens are codes",
