@@ -163,6 +163,7 @@ def build_timm(family: str) -> tuple[Any, dict[str, Any]]:
     """Return the smallest model of a family of timm, and an image as small as it takes."""
     name = families()[family]
     wanted = timm.get_pretrained_cfg(name).input_size
+    # 84 is a multiple of a patch of 14
     for size in (64, 128, 84, wanted[-1]):
         for options in ({"img_size": size, "depth": 4}, {"img_size": size}, {"depth": 4}, {}):
             try:
