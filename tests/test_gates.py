@@ -7,7 +7,8 @@ import transformers
 from zennit.composites import NameMapComposite
 
 from zennit_attn import AttnLRPComposite, CPLRPComposite, input_x_gradient, register_operator
-from zennit_attn.rules import SelectiveScan
+from zennit_attn.composites import TransformerComposite
+from zennit_attn.rules import Operators, SelectiveScan
 
 from . import oracle
 from .models import WIDTH, explain, relative_error
@@ -140,6 +141,45 @@ def test_features_in_a_matrix_product_are_no_constants(form):
         ]
 
     check(lambda q, k: (F.relu(q) + 0.1) @ (F.relu(k) + 0.1), [query, key], "cp", form, expected)
+
+
+HEADS = torch.tensor([[1.0, -0.5, 0.2], [0.3, 0.8, 0.1]], dtype=torch.float64)
+#: What attention does with its softmax before it weights the values with it; scores are of shape (1, 3, 4, 4).
+WEIGHTED = {
+    "plain": lambda w, v: w @ v,
+    "talking heads": lambda w, v: torch.einsum("bhij,gh->bgij", w, HEADS) @ v[:, :2],
+    "talking heads, linear": lambda w, v: F.linear(w.permute(0, 2, 3, 1), HEADS).permute(0, 3, 1, 2) @ v[:, :2],
+    "masked and renormalised": lambda w, v: (w.tril() + 1e-9) / (w.tril() + 1e-9).sum(-1, keepdim=True) @ v,
+    "of a gate": lambda w, v: w @ torch.sigmoid(v),
+    "added": lambda w, v: torch.baddbmm(torch.zeros(3, 4, 2, dtype=v.dtype), w[0], v[0])[None],
+}
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("product", ["gate", "uniform"])
+@pytest.mark.parametrize("name", WEIGHTED)
+def test_a_softmax_that_weights_is_a_constant(name, product, form):
+    scores, values = tensors((1, 3, 4, 4), (1, 3, 4, 2))
+    module = Calls(lambda s, v: WEIGHTED[name](torch.softmax(s, -1), v))
+    relevance = relevance_like(module(scores, values))
+    composite = TransformerComposite(Operators("value", product, "constant", "identity", strict=True))
+    at_scores, at_values = explain_module(composite, module, [scores, values], relevance, form)
+    assert not at_scores.any()
+    # the sum is linear in the values: everything arrives, and what is added is too small to see
+    torch.testing.assert_close(at_values.sum(), relevance.sum(), rtol=1e-7, atol=0)
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_a_softmax_that_weights_nothing_has_its_share(form):
+    """A head in the middle of an encoder, which feeds back what it reads: no attention."""
+    (x,) = tensors((3, 4))
+    weight = randn(4, 4, seed=5)
+
+    def expected(relevance):
+        at_x, at_fed = oracle.addition([x, F.softmax(x, -1) @ weight.T], relevance)
+        return [at_x + oracle.softmax(x, oracle.linear(F.softmax(x, -1), weight, None, at_fed))]
+
+    check(lambda x: x + F.linear(F.softmax(x, -1), weight), [x], "cp", form, expected)
 
 
 @pytest.mark.parametrize("rule", BOTH)

@@ -21,7 +21,7 @@ from torch.utils._pytree import tree_map_only
 
 from .catalog import functions
 from .functions import multiply
-from .operands import SCALE, depends, mark, operands, strength, swap
+from .operands import WEIGHT, depends, mark, operands, strength, swap
 from .scope import OperatorMode, record_with
 from .scope import recorder as current_recorder
 
@@ -168,7 +168,7 @@ class Recorder:
         kind = self.names.get(value.untyped_storage().data_ptr(), "constant")
         self.constants.append(((self.modules[-1], kind), leaf))
         # whatever it is added to stays the gate that it is
-        return mark(leaf, SCALE)
+        return mark(leaf, WEIGHT)
 
     def measure(self, value: Tensor, place: tuple[str, str], sign: int) -> None:
         """Note the relevance of a tensor when the backward pass gets to it."""

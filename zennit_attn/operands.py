@@ -19,6 +19,10 @@ GATE = "_zennit_attn_gate"
 ACTIVATION = 1
 #: Of a function that makes weights, decays and step sizes, such as sigmoid, softplus and exp.
 SCALE = 2
+#: Of a softmax: the weights of a sum, which stay weights when a matrix mixes them.
+WEIGHT = 3
+#: More than any of them.
+NEVER = 4
 
 
 def depends(value: Any) -> bool:
@@ -56,7 +60,7 @@ def swap_call(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any], chan
 
 
 def strength(value: Any) -> int:
-    """Return how surely a tensor is a gate: 0, :data:`ACTIVATION` or :data:`SCALE`."""
+    """Return how surely a tensor is a gate: 0, :data:`ACTIVATION`, :data:`SCALE` or :data:`WEIGHT`."""
     return getattr(value, GATE, 0)
 
 
@@ -66,6 +70,11 @@ def mark(output: Any, degree: int = ACTIVATION) -> Any:
         if isinstance(value, Tensor) and strength(value) != degree:
             setattr(value, GATE, degree)
     return output
+
+
+def mixed(input: Any, output: Any) -> Any:
+    """Mark what a matrix of constants makes of weights as weights, as that of talking heads does; return it."""
+    return mark(output, WEIGHT) if strength(input) == WEIGHT else output
 
 
 def plain(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:

@@ -35,7 +35,7 @@ from .norms import (
     statistics,
     unit,
 )
-from .operands import SCALE, Form, Rule, constant, depends, mark, operands, plain, strength, swap, unknown
+from .operands import SCALE, WEIGHT, Form, Rule, constant, depends, mark, operands, plain, strength, swap, unknown
 from .products import (
     added,
     carrying,
@@ -47,6 +47,7 @@ from .products import (
     uniform_attention,
     value_attention,
     weighted_sum,
+    weights,
 )
 
 
@@ -118,7 +119,7 @@ def rules_by_kind(policy: Policy) -> dict[str, Callable[..., Any]]:
         "interpolation": interpolation,
         "reduction": reduction,
         "fused attention module": opened,
-        "softmax": {"uniform": plain, "value": constant, "gradient": plain}[policy.attention],
+        "softmax": constant if policy.attention == "value" else plain,
         "attention": {"uniform": uniform_attention, "value": value_attention, "gradient": plain}[policy.attention],
         "product": {"uniform": uniform, "gate": gate, "gradient": plain}[policy.product],
     }
@@ -133,9 +134,17 @@ def rules_by_kind(policy: Policy) -> dict[str, Callable[..., Any]]:
     if policy.activation == "identity":
         chosen |= {"activation": activation, "step size": activation, "power": power}
         chosen["gated unit"] = partial(gated_unit, product=chosen["product"])
-    if policy.product == "gate":
+    if policy.product == "gate" or (policy.product == "uniform" and policy.attention == "value"):
         # weights and decays are constants in matrix products, too; what other activations produced is none
-        chosen |= {"matmul": partial(gate, least=SCALE), "exponential": exponential}
+        least = SCALE if policy.product == "gate" else WEIGHT
+        chosen |= {"matmul": partial(gate, least=least), "added product": partial(added, least=least)}
+        chosen |= {"weighted sum": partial(weighted_sum, least=least)}
+        if policy.attention == "value":
+            chosen["softmax"] = weights
+        if policy.product == "gate":
+            chosen["exponential"] = exponential
+        else:
+            chosen["product"] = partial(gate, least=least)
         chosen |= {kind: carrying(chosen.get(kind, plain)) for kind in ("joining", "linear")}
         chosen |= {kind: carrying(chosen.get(kind, plain), slice(1)) for kind in ("routing", "split", "division")}
     if policy.scan == "constant":
@@ -167,7 +176,7 @@ def in_place(rule: Rule, function: Callable[..., Any]) -> Rule:
     """Run the rule of the out-of-place function on a copy, then write the result to where it belongs."""
 
     def written(original: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        if rule in (uniform, gate) and len(operands(args, kwargs)) < 2:
+        if getattr(rule, "func", rule) in (uniform, gate) and len(operands(args, kwargs)) < 2:
             return original(*args, **kwargs)
         target = args[0]
         value = mark(target.clone(), strength(target))

@@ -5,14 +5,13 @@ Sources: AttnLRP (Achtibat et al. 2024), prop. 3.1 to 3.3; CP-LRP (Ali et al. 20
 
 from __future__ import annotations
 
-from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from .functions import Normalize, Scale, ScaleEach, Value
-from .operands import ACTIVATION, Rule, depends, mark, operands, strength, swap, swap_call
+from .operands import ACTIVATION, NEVER, WEIGHT, Rule, depends, mark, mixed, operands, strength, swap, swap_call
 
 
 def uniform(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -50,24 +49,35 @@ def carrying(rule: Rule, places: slice = slice(None)) -> Rule:
     return carried
 
 
+def weights(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """Leave a softmax to autograd: it is a constant where it weights something, and has a share where it does not.
+
+    The share is that of its Taylor expansion, of which the bias keeps the rest (AttnLRP, prop. 3.1).
+    """
+    return mark(function(*args, **kwargs), WEIGHT)
+
+
 def gate(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any], least: int = ACTIVATION) -> Any:
     """Take the factor that is a gate as a constant: the other one gets everything (CP-LRP).
 
     Of two gates it is the one that is more surely one; two of one degree get equal shares.
     """
     degrees = [strength(value) for value in operands(args, kwargs)]
-    degrees = [degree if degree >= least else 0 for degree in degrees]
     if least > ACTIVATION and len(degrees) < 2:
-        # a matrix of constants mixes gates
-        return uniform(function, args, kwargs)
+        # a matrix of constants mixes gates, which are none then
+        output = function(*args, **kwargs)
+        return mixed(next(filter(depends, (*args, *kwargs.values())), None), output)
+    degrees = [degree if degree >= least else 0 for degree in degrees]
     if len(degrees) == 2 and degrees[0] != degrees[1]:
-        strongest = max(degrees)
-        output = swap_call(
-            function, args, kwargs, lambda value: value.detach() if strength(value) == strongest else value
-        )
+        output = swap_call(function, args, kwargs, without(max(degrees)))
     else:
         output = uniform(function, args, kwargs)
     return mark(output, min(degrees, default=0))
+
+
+def without(degree: int) -> Any:
+    """Return what takes gates of a degree as constants."""
+    return lambda value: value.detach() if strength(value) == degree else value
 
 
 def elements(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -113,30 +123,35 @@ def selected(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> An
     return parts
 
 
-def halved(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any], places: slice, *others: str) -> Any:
+def halved(
+    function: Any, args: tuple[Any, ...], kwargs: dict[str, Any], places: slice, other: str, least: int = NEVER
+) -> Any:
     """Call a function of a product and a summand: the factors, if both depend on the input, get half each.
 
-    Factors are the arguments at ``places``, and those given by any name that is not in ``others``.
+    Factors are the arguments at ``places``, and those given by any name that is not ``other``. Of gates of a degree of
+    at least ``least`` the one that is more surely one is a constant, as in :func:`gate`.
     """
-    named = {name: value for name, value in kwargs.items() if name not in others}
-    if sum(map(depends, (*args[places], *named.values()))) < 2:
+    named = {name: value for name, value in kwargs.items() if name != other}
+    degrees = [strength(value) for value in (*args[places], *named.values()) if depends(value)]
+    if len(degrees) < 2:
         return function(*args, **kwargs)
-    half = partial(swap, change=lambda value: Scale.apply(value, 0.5))
-    shared = list(args)
-    shared[places] = map(half, args[places])
-    return function(*shared, **{**kwargs, **{name: half(value) for name, value in named.items()}})
+    decided = max(degrees) >= least and min(degrees) < max(degrees)
+    change = without(max(degrees)) if decided else lambda value: Scale.apply(value, 0.5)
+    changed = list(args)
+    changed[places] = (swap(value, change) for value in args[places])
+    return function(*changed, **{**kwargs, **{name: swap(value, change) for name, value in named.items()}})
 
 
-def added(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    """Share the product in ``input + a * b`` uniformly; the sum is linear."""
-    return halved(function, args, kwargs, slice(1, None), "input")
+def added(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any], least: int = NEVER) -> Any:
+    """Share the product in ``input + a * b`` uniformly, unless one is a gate; the sum is linear."""
+    return halved(function, args, kwargs, slice(1, None), "input", least)
 
 
-def weighted_sum(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    """Share ``W x`` uniformly where the weight depends on the input, too; the bias is added."""
+def weighted_sum(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any], least: int = NEVER) -> Any:
+    """Share ``W x`` uniformly where the weight depends on the input, too, unless one is a gate; the bias is added."""
     if len(args) > 1 and not depends(args[1]):
-        return function(*args, **kwargs)
-    return halved(function, args, kwargs, slice(2), "bias")
+        return mixed(args[0], function(*args, **kwargs))
+    return halved(function, args, kwargs, slice(2), "bias", least)
 
 
 def uniform_attention(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:

@@ -28,7 +28,7 @@ from .finiteness import watch
 from .functions import Enter, Leave, Scale
 from .linear import AbsoluteProduct, SignedProduct, linear_kind, linear_map
 from .norms import wide
-from .operands import Form, depends
+from .operands import Form, depends, mixed
 from .operators import Policy, table_of
 from .scope import (
     CheckpointHandle,
@@ -363,14 +363,13 @@ class LinearRule(LayerRule):
         input = args[0] if args else kwargs[name]
         if not depends(input):
             return forward(*args, **kwargs)
-        if self.form == "relevance":
-            input = Enter.apply(input)
-        output = forward(input, *args[1:], **kwargs) if args else forward(**{**kwargs, name: input})
+        entered = Enter.apply(input) if self.form == "relevance" else input
+        output = forward(entered, *args[1:], **kwargs) if args else forward(**{**kwargs, name: entered})
         if "weight" in self._zero:
             return Scale.apply(output, 0.0)
         if self.trivial:
-            return Leave.apply(output)
-        return Share.apply(output, input, module, self, *self.products(module, input, output))
+            return mixed(input, Leave.apply(output))
+        return mixed(input, Share.apply(output, entered, module, self, *self.products(module, entered, output)))
 
     def bias(self, module: Any, output: Tensor) -> Tensor:
         """Return the bias, broadcastable to the output; zero if there is none."""

@@ -71,7 +71,7 @@ NOTES = {
     "image-text-to-text/ovis2": "its visual tokens are an argmax",
     **dict.fromkeys(
         ("speech-seq2seq/granite_speech", "speech-seq2seq/granite_speech_plus"),
-        "a softmax in the middle of its encoder is no attention, and a constant in CP-LRP",
+        "a softmax in the middle of its encoder is no attention",
     ),
     "speech-seq2seq/vibevoice": "it encodes sound under torch.no_grad",
     "speech-seq2seq/vibevoice_asr": "it encodes sound under torch.no_grad",

@@ -184,7 +184,7 @@ def check_conservation(model: Any, inputs: Any, plain: Tensor, index: int) -> tu
 def constant_shares(
     model: Any, inputs: Any, composite: Any, index: int, count: int
 ) -> tuple[list[Tensor], list[Tensor]]:
-    """Return the relevance of the constants that a forward adds, and what exp keeps; ``count`` inputs come first."""
+    """Return the relevance of what a forward adds, and what expansions keep; there are ``count`` inputs."""
     added, again = ConstantLeaves(), ConstantLeaves()
     everything = explain(model, inputs, composite, index, added=added)[0]
     # what changes with the input is none, but was cut off from it

@@ -36,7 +36,8 @@ ADDITIONS = {
     )
     for name in names
 }
-EXPONENTIALS = {torch.exp, Tensor.exp, Tensor.exp_}
+#: Functions that are explained by their Taylor expansion.
+EXPANDED = {torch.exp, Tensor.exp, torch.softmax, Tensor.softmax, torch.nn.functional.softmax, torch.special.softmax}
 JOININGS = {torch.cat, torch.concat, torch.concatenate, torch.stack, torch.hstack, torch.vstack}
 
 
@@ -97,8 +98,8 @@ class ConstantLeaves(TorchFunctionMode):
     """Make a leaf of every constant that is added to, or joined with, something that depends on the input.
 
     A ``(up + 1)`` in a model's forward gets its share of the relevance, and no parameter that could be zeroed. So does
-    the bias of the Taylor expansion of ``exp``, which is a constant of no place in the forward: what it keeps of the
-    relevance is seen in the backward pass of the gradient form.
+    the bias of the Taylor expansion of ``exp`` and of a softmax, which is a constant of no place in the forward: what
+    it keeps of the relevance is seen in the backward pass of the gradient form.
     """
 
     def __init__(self) -> None:
@@ -122,10 +123,21 @@ class ConstantLeaves(TorchFunctionMode):
             first = next(filter(depends, args[0]))
             args = ([value if depends(value) else self.leaf(value, first) for value in args[0]], *args[1:])
         output = func(*args, **(kwargs or {}))
-        if func in EXPONENTIALS and depends(output):
-            bias = output.detach() * (1 - args[0].detach())
-            output.register_hook(lambda signal: self.expansions.append(signal * bias))
+        if func in EXPANDED and depends(output):
+            value, *rest = args
+            value = value.detach()
+            output.register_hook(lambda signal: self.expand(func, value, rest, kwargs or {}, signal))
         return output
+
+    def expand(self, func: Any, value: Tensor, rest: list[Any], kwargs: dict[str, Any], signal: Tensor) -> None:
+        """Note what a function's Taylor expansion keeps: the relevance of its output minus that of its argument."""
+        with torch._C.DisableTorchFunction(), torch.enable_grad():
+            value.requires_grad_()
+            output = func(value, *rest, **kwargs)
+            (gradient,) = torch.autograd.grad(output, value, signal.to(output.dtype))
+            # a mask is -inf, and has no signal
+            passed = torch.where(gradient == 0, gradient, gradient * value)
+            self.expansions.append((signal * output).sum().detach() - passed.sum().detach())
 
 
 def depends(value: Any) -> bool:

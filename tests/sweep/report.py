@@ -36,8 +36,8 @@ inputs: pixels, sound, and the embeddings of all tokens, those of a decoder, too
 - **cannot be built**: there is no tiny model to check on a CPU, so nothing is known.
 
 *Constants* in a note is the share of the logit that goes to what the model's forward adds or appends, such as the 1 in
-`(up + 1) * gate`; it counts as accounted for. So does what `exp` *keeps*: the constant of its Taylor expansion, which a
-ledger tells of a user's own model.
+`(up + 1) * gate`; it counts as accounted for. *Expansions* is what the constant of the Taylor expansion keeps of an
+`exp`, or of a softmax that weights nothing; it counts as well, and the ledger tells it of a model of one's own.
 """
 
 
@@ -83,7 +83,7 @@ def note(row: dict[str, Any]) -> str:
     if row["constants"] > row["limit"]:
         notes.append(f"constants {row['constants']:.1%}")
     if row["expansions"] > row["limit"]:
-        notes.append(f"exp keeps {row['expansions']:.1%}")
+        notes.append(f"expansions {row['expansions']:.1%}")
     if row["limit"] > 1e-6:
         notes.append("float32 only" if row["limit"] == 1e-3 else "computes in float32")
     return "; ".join(notes)

@@ -44,8 +44,9 @@ def test_constants_that_a_forward_adds_are_accounted_for():
     assert result["constants"] > 0.01
 
 
-def test_what_exp_keeps_is_accounted_for():
-    result = check_small(torch.exp)
+@pytest.mark.parametrize("function", [torch.exp, lambda z: torch.softmax(z, -1) @ torch.eye(3, dtype=z.dtype)])
+def test_what_an_expansion_keeps_is_accounted_for(function):
+    result = check_small(function)
     assert result["status"] == "conserves"
     assert result["expansions"] > 0.01
 
