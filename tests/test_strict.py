@@ -15,6 +15,7 @@ from zennit_attn import AttnLRPComposite, CPLRPComposite, InputXGradient, input_
 from zennit_attn.finiteness import NotFiniteError
 from zennit_attn.registration import UnusedRuleError, UnusedRuleWarning
 from zennit_attn.rules import Gamma
+from zennit_attn.scope import CutOffError, CutOffWarning
 
 from . import models
 from .models import WIDTH
@@ -54,6 +55,58 @@ def test_a_rule_that_no_forward_applied_is_an_error_when_strict(form):
     composite = in_form(AttnLRPComposite(name_map=[("used", Gamma(0.1))], strict=True), form)
     with composite.context(Tied()) as model, pytest.raises(UnusedRuleError, match="used"):
         model(torch.randn(2, 4, requires_grad=True))
+
+
+class Cut(torch.nn.Module):
+    """A model that encodes its input under ``torch.no_grad``, and adds what a function makes of that."""
+
+    def __init__(self, function):
+        super().__init__()
+        self.encoder, self.head = torch.nn.Linear(4, 4), torch.nn.Linear(4, 4)
+        self.function = function
+
+    def forward(self, x):
+        with torch.no_grad():
+            hidden = self.encoder(x)
+        return self.head(self.function(x, hidden))
+
+
+LOST = {
+    "sum": lambda x, h: x + h,
+    "sum of what a layer made of it": lambda x, h: x * 2 + torch.nn.functional.linear(h, torch.eye(4)).reshape(x.shape),
+    "joined": lambda x, h: torch.cat([x, h])[:, :4],
+    "written": lambda x, h: torch.zeros(4, 4).index_copy(0, torch.arange(2), h) + torch.cat([x, x]),
+    "values": lambda x, h: torch.softmax(x @ x.T, -1) @ h,
+}
+KEPT = {
+    "mask": lambda x, h: x * (h > 0),
+    "chosen": lambda x, h: x.gather(1, h.topk(4)[1]),
+    "scale": lambda x, h: x / h.abs().max(),
+    "not used": lambda x, h: x + torch.zeros_like(h),
+}
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("name", LOST)
+def test_what_is_computed_without_a_graph_is_reported_where_it_is_used(name, form):
+    x = torch.randn(2, 4, requires_grad=True)
+    with in_form(AttnLRPComposite(), form).context(Cut(LOST[name])) as model:
+        with pytest.warns(CutOffWarning, match=r"in 'the model itself' \(Cut\)[\s\S]*torch.no_grad"):
+            model(x)
+        model(x)  # a second warning would be an error
+    with (
+        in_form(CPLRPComposite(strict=True), form).context(Cut(LOST[name])) as model,
+        pytest.raises(CutOffError, match="expected a model that computes it with a graph"),
+    ):
+        model(x)
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("name", KEPT)
+def test_what_takes_no_relevance_may_be_computed_without_a_graph(name, form):
+    x = torch.randn(2, 4, requires_grad=True)
+    with in_form(AttnLRPComposite(strict=True), form).context(Cut(KEPT[name])) as model:
+        model(x)
 
 
 @pytest.mark.parametrize("form", FORMS)

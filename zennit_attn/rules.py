@@ -36,6 +36,7 @@ from .scope import (
     FrozenHandle,
     applied,
     enclosing_policy,
+    follow_module,
     is_shielded,
     recorder,
     refuse_foreign,
@@ -256,11 +257,14 @@ class LayerRule(Rule):
             applied(self)
             with shield():
                 if recorder() is None:
-                    return self.call(module, forward, args, kwargs)
-                title = type(getattr(self, "hook", self)).__name__
-                return recorder().measured(
-                    title, lambda *args, **kwargs: self.call(module, forward, args, kwargs), args, kwargs
-                )
+                    output = self.call(module, forward, args, kwargs)
+                else:
+                    title = type(getattr(self, "hook", self)).__name__
+                    output = recorder().measured(
+                        title, lambda *args, **kwargs: self.call(module, forward, args, kwargs), args, kwargs
+                    )
+            follow_module(args, kwargs, output)
+            return output
 
         return RemovableHandleList([ForwardHandle(module, around, rule=self)])
 

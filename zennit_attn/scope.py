@@ -26,6 +26,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 from zennit.core import Hook
 
+from .cuts import Cuts
 from .operands import Form, unknown
 from .operators import PLAIN, Policy, find, numbered, table_of, transformed
 
@@ -47,6 +48,14 @@ class UnknownOperationWarning(UserWarning):
 
 class UnknownOperationError(RuntimeError):
     """A function on the relevance path has no rule, under ``strict=True``."""
+
+
+class CutOffWarning(UserWarning):
+    """Something was computed of the input under ``torch.no_grad``: the relevance that goes there is lost."""
+
+
+class CutOffError(RuntimeError):
+    """Something was computed of the input under ``torch.no_grad``, under ``strict=True``."""
 
 
 class _Nothing(dict[Any, Any]):
@@ -77,6 +86,8 @@ class OperatorMode(TorchFunctionMode):
     def __init__(self, policy: Policy, form: Form, strict: bool, root: torch.nn.Module) -> None:
         super().__init__()
         self.policy, self.form, self.strict, self.root = policy, form, strict, root
+        #: What was computed of the input under ``torch.no_grad``; None while nothing was.
+        self.cuts: Cuts | None = None
         self.table: Any = self.table_for(policy)
 
     def table_for(self, policy: Policy) -> Any:
@@ -87,10 +98,18 @@ class OperatorMode(TorchFunctionMode):
         """Call ``func`` by its rule."""
         rule = self.table.get(func, unknown)
         if rule is None:
-            return func(*args, **kwargs) if kwargs else func(*args)
-        if maybe_current_level() is not None:
-            rule = transformed
-        return rule(func, args, kwargs or {})
+            output = func(*args, **kwargs) if kwargs else func(*args)
+        else:
+            output = (rule if maybe_current_level() is None else transformed)(func, args, kwargs or {})
+        if (self.cuts is not None or not torch.is_grad_enabled()) and self.table is not self.nothing:
+            self.follow(func, args, kwargs or {}, output)
+        return output
+
+    def follow(self, func: Any, args: Any, kwargs: Any, output: Any) -> None:
+        """Follow what was computed without a graph through a function, and report where relevance is lost."""
+        self.cuts = self.cuts or Cuts()
+        if self.cuts.follow(func, args, kwargs, output):
+            report_cut(func)
 
 
 class TracedMode(OperatorMode):
@@ -101,6 +120,9 @@ class TracedMode(OperatorMode):
     def table_for(self, policy: Policy) -> str:
         """Return the name of a policy's table."""
         return policy.key(self.form)
+
+    def follow(self, func: Any, args: Any, kwargs: Any, output: Any) -> None:
+        """Follow nothing: the model is to be explained once before it is compiled."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Call ``func`` by its rule."""
@@ -276,6 +298,17 @@ def shield() -> Iterator[None]:
             mode.table = table
 
 
+def follow_module(args: Any, kwargs: Any, output: Any) -> None:
+    """Follow what was computed without a graph through a module that has a layer rule."""
+    mode = _state.mode
+    if (
+        mode is not None
+        and not torch.compiler.is_compiling()
+        and (mode.cuts is not None or not torch.is_grad_enabled())
+    ):
+        mode.follow(None, args, kwargs, output)
+
+
 def is_shielded() -> bool:
     """Tell whether the call is inside of a module that has a layer rule."""
     return _state.shielded
@@ -412,21 +445,47 @@ def report(function: Any) -> None:
     UnknownOperationError
         If the composite is strict.
     """
-    name, kind = place()
-    function_name = str(getattr(function, "__qualname__", None) or getattr(function, "__name__", repr(function)))
-    message = (
-        f"no rule is known for {function_name}, called in {name!r} ({kind}): got an operation on the relevance path "
+    warn_once(
+        function,
+        "no rule is known for {function}, called in {name!r} ({kind}): got an operation on the relevance path "
         "that is neither ruled, linear nor routing, and what it passes back is the plain gradient. "
         "Give the module a layer rule (for example zennit.rules.Pass for an element-wise function), or register a "
-        "rule with zennit_attn.register_operator."
+        "rule with zennit_attn.register_operator.",
+        UnknownOperationError,
+        UnknownOperationWarning,
     )
+
+
+def report_cut(function: Any) -> None:
+    """Report an operation that takes what was computed of the input under ``torch.no_grad``, once for each place.
+
+    Raises
+    ------
+    CutOffError
+        If the composite is strict.
+    """
+    warn_once(
+        function,
+        "{function}, called in {name!r} ({kind}), got something that the model computed of its input under "
+        "torch.no_grad, and the relevance that goes there is lost; expected a model that computes it with a graph. "
+        "Change the setting by which it does not, or explain what it computed as an input of its own.",
+        CutOffError,
+        CutOffWarning,
+    )
+
+
+def warn_once(function: Any, message: str, error: type[Exception], warning: type[Warning]) -> None:
+    """Raise an error if the composite is strict, else warn, once for each function and place."""
+    name, kind = place()
+    title = str(getattr(function, "__qualname__", None) or getattr(function, "__name__", repr(function)))
+    message = message.format(function=title, name=name, kind=kind)
     mode = _state.mode
     if mode is None or mode.strict:
-        raise UnknownOperationError(message)
+        raise error(message)
     places = _reported.setdefault(mode.root, set())
-    if (function_name, name) not in places:
-        places.add((function_name, name))
-        warnings.warn(message, UnknownOperationWarning, stacklevel=2)
+    if (title, name) not in places:
+        places.add((title, name))
+        warnings.warn(message, warning, stacklevel=2)
 
 
 def refuse_thawed(parameters: Iterable[tuple[str, torch.nn.Parameter]]) -> None:

@@ -1,0 +1,68 @@
+"""What a model computes of its input where autograd does not see it: under ``torch.no_grad``.
+
+Relevance that goes there is lost. It is followed to where it joins what autograd sees, and reported there; as a mask,
+an index, a gate or a denominator it takes none, and nothing is lost. ``detach`` is taken as meant.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.weak import WeakTensorKeyDictionary
+
+from .catalog import functions
+from .operands import depends
+
+#: Kinds of functions of which each argument has a share of the relevance.
+SHARING = ("linear", "joining", "weighted sum", "added product", "matmul")
+
+
+def leaves(values: Any) -> Iterator[Tensor]:
+    """Yield the tensors in arguments, those inside of lists too."""
+    for value in values:
+        if isinstance(value, Tensor):
+            yield value
+        elif isinstance(value, (list, tuple)):
+            yield from leaves(value)
+
+
+class Cuts:
+    """The tensors of one forward that depend on the input without autograd knowing it."""
+
+    def __init__(self) -> None:
+        self.tensors = WeakTensorKeyDictionary()
+
+    def __contains__(self, value: Tensor) -> bool:
+        return not value.requires_grad and value in self.tensors
+
+    def follow(self, function: Any, args: Any, kwargs: Any, output: Any) -> bool:
+        """Note what a function makes of them, and tell whether it joins them with what autograd sees.
+
+        Parameters
+        ----------
+        function : callable or None
+            Function of torch that was called; None stands for a module with a layer rule.
+        args, kwargs : tuple, dict
+            Its arguments.
+        output : Any
+            What it returned.
+        """
+        name = getattr(function, "__name__", "")
+        if name.startswith("new_") or name.endswith("_like"):
+            return False  # takes a size, no values
+        given = list(leaves((*args, *kwargs.values())))
+        if torch.is_grad_enabled():
+            cut = any(value in self for value in given)
+        else:
+            cut = any(depends(value) or value in self for value in given)
+        if not cut:
+            return False
+        # None: the first argument was written to
+        made = [value for value in leaves([args[0] if output is None and args else output])]
+        for value in made:
+            if value.is_floating_point():
+                self.tensors[value] = True
+        return any(map(depends, made)) and torch.is_grad_enabled() and functions().get(function, " ")[0] in SHARING
