@@ -50,10 +50,11 @@ class Cuts:
         output : Any
             What it returned.
         """
-        name = getattr(function, "__name__", "")
+        kind, name = functions().get(function, ("", getattr(function, "__name__", ""), False))[:2]
         if name.startswith("new_") or name.endswith("_like"):
             return False  # takes a size, no values
-        given = list(leaves((*args, *kwargs.values())))
+        # what is moved is the first argument: x.type_as(y) takes no values of y
+        given = list(leaves(args[:1] if kind == "routing" else (*args, *kwargs.values())))
         if torch.is_grad_enabled():
             cut = any(value in self for value in given)
         else:
@@ -65,4 +66,4 @@ class Cuts:
         for value in made:
             if value.is_floating_point():
                 self.tensors[value] = True
-        return any(map(depends, made)) and torch.is_grad_enabled() and functions().get(function, " ")[0] in SHARING
+        return kind in SHARING and torch.is_grad_enabled() and any(map(depends, made))
