@@ -112,6 +112,14 @@ def opened(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     return run_body(function, args, kwargs)
 
 
+def switch(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    """Turn graphs on or off, as ``torch.no_grad`` does, and follow what is computed without one."""
+    from .scope import follow_cuts
+
+    function(*args, **kwargs)
+    follow_cuts()
+
+
 def rules_by_kind(policy: Policy) -> dict[str, Callable[..., Any]]:
     """Return the rule of each kind that is not plain, in the gradient form."""
     chosen: dict[str, Callable[..., Any]] = {
@@ -232,6 +240,7 @@ def table(policy: Policy, form: Form) -> dict[Callable[..., Any], Rule | None]:
     for function, (kind, name, writing) in functions().items():
         rule = kind if callable(kind) else chosen.get(kind)
         entries[function] = _entry(rule, kind, name, writing, form)
+    entries[torch._C._set_grad_enabled] = switch
     for attribute in vars(torch._C.TensorBase).values():
         if inspect.isdatadescriptor(attribute):
             entries.setdefault(getter(attribute), None)
@@ -277,7 +286,8 @@ def table_of(key: str) -> dict[Callable[..., Any], Rule | None]:
 def find(key: str, function: Callable[..., Any]) -> int:
     """Return the number of a function's rule in the table of a key; :data:`PLAIN` stands for plain autograd."""
     rule = table_of(key).get(function, unknown)
-    if rule is None:
+    # a compiler knows by itself what has no graph
+    if rule is None or rule is switch:
         return PLAIN
     return _numbers[id(rule)] if torch._C._functorch.maybe_current_level() is None else TRANSFORMED
 

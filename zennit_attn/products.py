@@ -150,7 +150,8 @@ def added(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any], least: i
 def weighted_sum(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any], least: int = NEVER) -> Any:
     """Share ``W x`` uniformly where the weight depends on the input, too, unless one is a gate; the bias is added."""
     if len(args) > 1 and not depends(args[1]):
-        return mixed(args[0], function(*args, **kwargs))
+        output = function(*args, **kwargs)
+        return output if least == NEVER else mixed(args[0], output)
     return halved(function, args, kwargs, slice(2), "bias", least)
 
 

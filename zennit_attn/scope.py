@@ -86,8 +86,8 @@ class OperatorMode(TorchFunctionMode):
     def __init__(self, policy: Policy, form: Form, strict: bool, root: torch.nn.Module) -> None:
         super().__init__()
         self.policy, self.form, self.strict, self.root = policy, form, strict, root
-        #: What was computed of the input under ``torch.no_grad``; None while nothing was.
-        self.cuts: Cuts | None = None
+        #: What was computed of the input under ``torch.no_grad``, and whether there may be something.
+        self.cuts, self.following = Cuts(), False
         self.table: Any = self.table_for(policy)
 
     def table_for(self, policy: Policy) -> Any:
@@ -96,20 +96,23 @@ class OperatorMode(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Call ``func`` by its rule."""
+        if self.following:
+            return self.follow(func, types, args, kwargs or {})
         rule = self.table.get(func, unknown)
         if rule is None:
-            output = func(*args, **kwargs) if kwargs else func(*args)
-        else:
-            output = (rule if maybe_current_level() is None else transformed)(func, args, kwargs or {})
-        if (self.cuts is not None or not torch.is_grad_enabled()) and self.table is not self.nothing:
-            self.follow(func, args, kwargs or {}, output)
-        return output
+            return func(*args, **kwargs) if kwargs else func(*args)
+        if maybe_current_level() is not None:
+            rule = transformed
+        return rule(func, args, kwargs or {})
 
-    def follow(self, func: Any, args: Any, kwargs: Any, output: Any) -> None:
-        """Follow what was computed without a graph through a function, and report where relevance is lost."""
-        self.cuts = self.cuts or Cuts()
-        if self.cuts.follow(func, args, kwargs, output):
+    def follow(self, func: Any, types: Any, args: Any, kwargs: Any) -> Any:
+        """Call ``func`` by its rule, and follow what is computed without a graph, for as long as there is something."""
+        self.following = False
+        output = OperatorMode.__torch_function__(self, func, types, args, kwargs)
+        if self.table is not self.nothing and self.cuts.follow(func, args, kwargs, output):
             report_cut(func)
+        self.following = bool(self.cuts) or not torch.is_grad_enabled()
+        return output
 
 
 class TracedMode(OperatorMode):
@@ -120,9 +123,6 @@ class TracedMode(OperatorMode):
     def table_for(self, policy: Policy) -> str:
         """Return the name of a policy's table."""
         return policy.key(self.form)
-
-    def follow(self, func: Any, args: Any, kwargs: Any, output: Any) -> None:
-        """Follow nothing: the model is to be explained once before it is compiled."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Call ``func`` by its rule."""
@@ -298,15 +298,17 @@ def shield() -> Iterator[None]:
             mode.table = table
 
 
+def follow_cuts() -> None:
+    """Follow, from here on, what is computed without a graph."""
+    if _state.mode is not None:
+        _state.mode.following = True
+
+
 def follow_module(args: Any, kwargs: Any, output: Any) -> None:
     """Follow what was computed without a graph through a module that has a layer rule."""
     mode = _state.mode
-    if (
-        mode is not None
-        and not torch.compiler.is_compiling()
-        and (mode.cuts is not None or not torch.is_grad_enabled())
-    ):
-        mode.follow(None, args, kwargs, output)
+    if mode is not None and mode.following:
+        mode.cuts.follow(None, args, kwargs, output)
 
 
 def is_shielded() -> bool:
