@@ -35,9 +35,6 @@ class Cuts:
     def __init__(self) -> None:
         self.tensors = WeakTensorKeyDictionary()
 
-    def __bool__(self) -> bool:
-        return len(self.tensors) > 0
-
     def __contains__(self, value: Tensor) -> bool:
         return not value.requires_grad and value in self.tensors
 

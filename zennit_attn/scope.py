@@ -87,7 +87,8 @@ class OperatorMode(TorchFunctionMode):
         super().__init__()
         self.policy, self.form, self.strict, self.root = policy, form, strict, root
         #: What was computed of the input under ``torch.no_grad``, and whether there may be something.
-        self.cuts, self.following = Cuts(), False
+        self.cuts: Cuts | None = None
+        self.following = False
         self.table: Any = self.table_for(policy)
 
     def table_for(self, policy: Policy) -> Any:
@@ -109,9 +110,11 @@ class OperatorMode(TorchFunctionMode):
         """Call ``func`` by its rule, and follow what is computed without a graph, for as long as there is something."""
         self.following = False
         output = OperatorMode.__torch_function__(self, func, types, args, kwargs)
+        if self.cuts is None:
+            self.cuts = Cuts()
         if self.table is not self.nothing and self.cuts.follow(func, args, kwargs, output):
             report_cut(func)
-        self.following = bool(self.cuts) or not torch.is_grad_enabled()
+        self.following = bool(self.cuts.tensors) or not torch.is_grad_enabled()
         return output
 
 
@@ -308,7 +311,10 @@ def follow_module(args: Any, kwargs: Any, output: Any) -> None:
     """Follow what was computed without a graph through a module that has a layer rule."""
     mode = _state.mode
     if mode is not None and mode.following:
-        mode.cuts.follow(None, args, kwargs, output)
+        if mode.cuts is None:
+            mode.cuts = Cuts()
+        with torch._C.DisableTorchFunction():
+            mode.cuts.follow(None, args, kwargs, output)
 
 
 def is_shielded() -> bool:
