@@ -190,6 +190,11 @@ def placed(side: int, width: int) -> dict[str, Any]:
     return {"pixel_values": torch.randn(1, side**2, width), "image_position_ids": places[None]}
 
 
+def flattened(width: int) -> Tensor:
+    """Return four patches, each after its row and its column."""
+    return torch.cat([torch.tensor([[[1.0, 1], [1, 2], [2, 1], [2, 2]]]), torch.randn(1, 4, width)], -1)
+
+
 def queries(model: Any, inputs: dict[str, Any]) -> dict[str, Any]:
     """Return pixels with the instruction that a Q-Former reads."""
     shape = (1, 1) if "video" in model.config.model_type else (1,)
@@ -211,10 +216,11 @@ SPECIAL: dict[str, Callable[[Any, dict[str, Any]], dict[str, Any]]] = {
     "musicgen_decoder": lambda model, inputs: codes(model),
     "musicgen_melody_decoder": lambda model, inputs: codes(model),
     "pop2piano": lambda model, inputs: {"input_ids": None, "input_features": torch.randn(1, 24, WIDTH)},
-    "pix2struct": lambda model, inputs: {
-        "flattened_patches": torch.cat(
-            [torch.tensor([[[1.0, 1], [1, 2], [2, 1], [2, 2]]]), torch.randn(1, 4, WIDTH)], -1
-        )
+    "pix2struct": lambda model, inputs: {"flattened_patches": flattened(WIDTH)},
+    "kosmos-2.5": lambda model, inputs: {
+        "input_ids": token_ids(model.config, model.config.latent_query_num + 2),
+        "flattened_patches": flattened(WIDTH),
+        "image_embeds_position_mask": torch.tensor([[0, *[1] * model.config.latent_query_num, 0]]),
     },
     "speech-encoder-decoder": lambda model, inputs: {"input_features": None, "input_values": torch.randn(1, 2000)},
     "fun_asr_nano": lambda model, inputs: {
@@ -253,6 +259,11 @@ SPECIAL: dict[str, Callable[[Any, dict[str, Any]], dict[str, Any]]] = {
         "state": torch.randn(1, model.config.max_state_dim),
         "noise": torch.randn(1, model.config.chunk_size, model.config.max_action_dim),
         "timestep": torch.tensor([0.5]),
+    },
+    # its pixels are among the arguments that it passes on
+    "diffusion_gemma": lambda model, inputs: {
+        "input_ids": torch.cat([inputs["input_ids"], torch.full((1, 4), model.config.image_token_id)], 1),
+        **placed(6, 768),
     },
     "evolla": lambda model, inputs: {
         "protein_input_ids": inputs["input_ids"],
@@ -324,6 +335,13 @@ images(
         "pixel_values": image(1, 1, model.config.vision_config.max_num_tiles),
         "aspect_ratio_ids": torch.tensor([[1]]),
         "aspect_ratio_mask": torch.ones(1, 1, model.config.vision_config.max_num_tiles, dtype=torch.long),
+    },
+)
+images(
+    "minicpm_ocr minicpmv4_6 minicpmv4_7",
+    lambda model, inputs: {
+        "pixel_values": torch.randn(1, 3, *(model.config.vision_config.patch_size * n for n in (1, 16))),
+        "target_sizes": torch.tensor([[4, 4]]),
     },
 )
 images("video_llama_3", lambda model, inputs: {"image_merge_sizes": torch.tensor([1])})

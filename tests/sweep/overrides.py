@@ -92,6 +92,9 @@ OVERRIDES: dict[str, dict[str, Any]] = {
     "InstructBlipConfig": {"image_token_id": 120},
     "InstructBlipVideoConfig": {"video_token_id": 120},
     "VoxtralConfig": {"audio_token_id": 119},
+    "MiniCPMOcrConfig": {"image_token_id": 120},
+    "MiniCPMV4_6Config": {"image_token_id": 120},
+    "MiniCPMV4_7Config": {"image_token_id": 120},
     "NemotronH_Omni_Reasoning_V3_Config": {"image_token_id": 120, "audio_config": None},
     # images are ids of codes, which are tokens
     "ChameleonConfig": codes("<image>", "IMGIMG{1}Z"),
