@@ -314,6 +314,27 @@ def test_a_batch_with_two_inputs_needs_the_name_of_one():
         torch.testing.assert_close(both[name], value)
 
 
+def test_an_adapter_tells_the_target_what_is_padding():
+    model = models.llama().double().eval()
+    batch = {"input_ids": IDS, "attention_mask": torch.tensor([[1, 1, 1, 0, 0], [1, 1, 1, 1, 1]])}
+    _, expected = InputXGradient(model, fast())(batch, targets.MaxLogit())
+    adapter = ModelAdapter(model, batch)
+    # the model's norms are in float32
+    close = {"rtol": 1e-5, "atol": 1e-7}
+    _, got = Gradient(adapter, AttnLRPComposite())(adapter.embed(IDS), targets.MaxLogit())
+    torch.testing.assert_close(got.sum(-1), expected, **close)
+    _, got = InputXGradient(adapter, fast())(adapter.embed(IDS), targets.MaxLogit())
+    torch.testing.assert_close(got.sum(-1), expected, **close)
+
+
+@pytest.mark.parametrize(
+    "wrong", [7, lambda output: output.max(), lambda output: output[:1], lambda output: targets.MaxLogit], ids=repr
+)
+def test_relevance_that_does_not_fit_the_output_is_an_error(wrong):
+    with pytest.raises(ValueError, match=r"attr_output gave[\s\S]*expected relevance of the output's shape"):
+        InputXGradient(models.llama().eval(), fast())(IDS, wrong)
+
+
 def test_both_sides_of_an_encoder_decoder_are_explained_together():
     """CP-LRP on T5, which adds no constants: what encoder and decoder get adds up to the logit."""
     model = models.t5().double().eval()

@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .targets import MASK
+
 #: Keys under which a model's output may hold what is explained, in the order in which they are tried.
 EXPLAINED = ("logits", "logits_per_image", "last_hidden_state", "image_embeds", "prediction_logits")
 
@@ -90,4 +92,15 @@ class ModelAdapter(torch.nn.Module):
 
     def forward(self, input: Tensor) -> Tensor:
         """Return the explained output for embeddings of shape ``(batch, positions, width)``, or for pixels."""
-        return explained(self.model(**{self.argument: input}, **self.batch), self.output_key)
+        output = explained(self.model(**{self.argument: input}, **self.batch), self.output_key)
+        # zennit's attributors know no batch: the target is to find the last position that is not padding
+        setattr(output, MASK, target_mask(self.model, self.batch))
+        return output
+
+
+def target_mask(model: Any, rest: Mapping[str, Any]) -> Tensor | None:
+    """Return the mask of the sequence that has logits: the decoder's, where there is one."""
+    decoder = bool(getattr(getattr(model, "config", None), "is_encoder_decoder", False))
+    if decoder or any(str(name).startswith("decoder_") for name in rest):
+        return rest.get("decoder_attention_mask")
+    return rest.get("attention_mask")

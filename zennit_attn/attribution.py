@@ -15,13 +15,13 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from zennit.attribution import Attributor
 from zennit.core import Composite
 
-from .adapters import explained
+from .adapters import explained, target_mask
 from .finiteness import NotFiniteError, watch
 from .functions import divide
 from .inputs import leaves_of, split_input
 from .ledger import Ledger, Recorder, recording
 from .parameters import nearest
-from .targets import Target
+from .targets import MASK, Target
 
 
 class PaddingWarning(UserWarning):
@@ -50,9 +50,9 @@ class InputXGradient(Attributor):
     attr_output : torch.Tensor or callable, optional
         What is explained, as in :mod:`zennit.attribution`: the *relevance* of the output, or a function that returns
         it, given the output; a :class:`zennit_attn.targets.Target` names a logit. By default the output itself.
-    modules : sequence of str, optional
-        Names of inner modules, or patterns such as ``"model.layers.*"``: the relevance of their outputs is returned
-        as well.
+    modules : str or sequence of str, optional
+        Names of inner modules, or patterns such as ``"model.layers.*.mlp"``: the relevance of their outputs is
+        returned as well.
     output_key : str, optional
         Entry of a ModelOutput to explain, see :func:`zennit_attn.adapters.explained`.
     argument : str or sequence of str, optional
@@ -97,7 +97,8 @@ class InputXGradient(Attributor):
                 "zennit.attribution.Gradient."
             )
         super().__init__(model, composite, attr_output)
-        self.modules, self.output_key, self.argument = tuple(modules), output_key, argument
+        self.modules = (modules,) if isinstance(modules, str) else tuple(modules)
+        self.output_key, self.argument = output_key, argument
         self.create_graph, self.retain_graph = create_graph, retain_graph
         self.recording = False
 
@@ -207,7 +208,8 @@ class InputXGradient(Attributor):
             sources = [*captured.values(), *(leaf for found in leaves.values() for leaf in found.values())]
             constants = [] if recorder is None else recorder.constants
             tensor = explained(output, self.output_key)
-            weights = self.weights(tensor, attr_output_fn, target_mask(self.model, {**rest, **values}))
+            mask = getattr(tensor, MASK, target_mask(self.model, {**rest, **values}))
+            weights = self.weights(tensor, attr_output_fn, mask)
             signals = self.signals(tensor, weights, [*sources, *(leaf for _, leaf in constants)])
         for (place, leaf), signal in zip(constants, signals[len(sources) :], strict=True):
             recorder.note(place, leaf, signal)  # type: ignore[union-attr]
@@ -234,7 +236,13 @@ class InputXGradient(Attributor):
             weights = attr_output_fn.weights(output, mask)
         else:
             relevance = attr_output_fn(output)
-            weights = divide(relevance.to(output.dtype).expand_as(output), output)
+            if not isinstance(relevance, Tensor) or relevance.shape != output.shape:
+                given = tuple(relevance.shape) if isinstance(relevance, Tensor) else f"{relevance!r}"
+                raise ValueError(
+                    f"attr_output gave {given}, expected relevance of the output's shape {tuple(output.shape)}, as a "
+                    "target of zennit_attn.targets gives it, or lambda output: output * weights."
+                )
+            weights = divide(relevance.to(output.dtype), output)
         return weights if self.create_graph else weights.detach()
 
     def signals(self, output: Tensor, weights: Tensor, sources: list[Tensor]) -> tuple[Tensor | None, ...]:
@@ -290,14 +298,6 @@ class InputXGradient(Attributor):
         return list(found.items())
 
 
-def target_mask(model: Any, rest: Mapping[str, Any]) -> Tensor | None:
-    """Return the mask of the sequence that has logits: the decoder's, where there is one."""
-    decoder = bool(getattr(getattr(model, "config", None), "is_encoder_decoder", False))
-    if decoder or any(str(name).startswith("decoder_") for name in rest):
-        return rest.get("decoder_attention_mask")
-    return rest.get("attention_mask")
-
-
 def relevance_of(value: Tensor, signal: Tensor | None) -> Tensor:
     """Return input times gradient in float32 or better, of the shape of both; zero where there is no gradient."""
     signal = torch.zeros_like(value) if signal is None else signal
@@ -325,7 +325,8 @@ def zero_padding(relevance: Tensor, mask: Tensor | None) -> Tensor:
     if bool(lost > 1e-5 * total):
         warnings.warn(
             f"padding got relevance of up to {float(lost / total):.1%} of the largest one, and it is set to zero; "
-            "expected none: the model does not mask its padding. Explain sequences without padding.",
+            "expected none: either what is explained is at a position of padding (choose a target, such as "
+            "targets.MaxLogit()), or the model does not mask its padding (explain sequences without).",
             PaddingWarning,
             stacklevel=2,
         )

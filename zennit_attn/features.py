@@ -16,8 +16,7 @@ import torch
 from torch import Tensor
 from torchvision.transforms.v2.functional import gaussian_blur
 
-from .adapters import explained
-from .attribution import target_mask
+from .adapters import explained, target_mask
 from .inputs import single_input
 from .targets import Target
 

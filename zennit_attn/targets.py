@@ -14,6 +14,9 @@ from torch import Tensor
 
 Index = int | Sequence[int] | Tensor
 
+#: Attribute of an output: the mask of its sequence, as :class:`~zennit_attn.ModelAdapter` sets it.
+MASK = "_zennit_attn_mask"
+
 
 class Target:
     """Base of the targets.
@@ -25,7 +28,8 @@ class Target:
         for each, negative ones from the end. By default each sequence's last position that is not padding.
     attention_mask : torch.Tensor, optional
         Shape ``(batch, positions)``, zero where there is padding, on the left or on the right.
-        :class:`~zennit_attn.InputXGradient` takes it from its batch if it is not given here.
+        :class:`~zennit_attn.InputXGradient` and :class:`~zennit_attn.ModelAdapter` take it from their batch if it is
+        not given here.
     """
 
     def __init__(self, position: Index | None = None, attention_mask: Tensor | None = None) -> None:
@@ -33,8 +37,8 @@ class Target:
 
     def __call__(self, output: Tensor) -> Tensor:
         """Return the relevance of the output, ``w * z``, of its shape."""
-        output = output.detach()
-        return output * self.weights(output)
+        mask, output = getattr(output, MASK, None), output.detach()
+        return output * self.weights(output, mask)
 
     def weights(self, output: Tensor, attention_mask: Tensor | None = None) -> Tensor:
         """Return the weights ``w``, of the shape of the output.
