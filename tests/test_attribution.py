@@ -335,6 +335,11 @@ def test_relevance_that_does_not_fit_the_output_is_an_error(wrong):
         InputXGradient(models.llama().eval(), fast())(IDS, wrong)
 
 
+def test_labels_are_refused():
+    with pytest.raises(ValueError, match="expected one without"):
+        InputXGradient(models.llama().eval(), fast())({"input_ids": IDS, "labels": IDS}, targets.MaxLogit())
+
+
 def test_both_sides_of_an_encoder_decoder_are_explained_together():
     """CP-LRP on T5, which adds no constants: what encoder and decoder get adds up to the logit."""
     model = models.t5().double().eval()

@@ -247,10 +247,22 @@ def test_images_that_cannot_be_used(tmp_path, capsys, vit, image):
         assert message in err
 
 
+def test_a_text_is_shown_in_the_terminal(capsys):
+    code, out, _ = run(capsys, "explain", "--model", AGREEMENT, "--text", "the keys", "--target", "are")
+    assert code == 0
+    assert "keys" in out
+    assert "written" not in out
+
+
+def test_an_image_needs_a_file_for_its_heatmap(capsys):
+    code, _, err = run(capsys, "explain", "--model", "no/such-model", "--image", "cat.png")
+    assert code == 2
+    assert "neither --out nor --json" in err
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ([], "neither --out nor --json"),
         (["--out", "x.txt"], ".html, .png, .svg, .pdf"),
         (["--out", "no/such/folder/x.html"], "there is no folder"),
         (["--out", "x.html", "--format", "png"], "without --input"),

@@ -2011,6 +2011,19 @@ def test_registering_a_kind_that_there_is_not_names_those_that_there_are():
         register_operator(torch.sin, "wave")
 
 
+@pytest.mark.parametrize(
+    ("function", "message"),
+    [
+        (lambda x: x.sin(), "never reaches __torch_function__"),
+        (torch.nn.SiLU, "never reaches __torch_function__"),
+        (torch.softmax, "of the kind 'softmax'"),
+    ],
+)
+def test_a_registration_that_would_change_nothing_or_other_models_is_refused(function, message):
+    with pytest.raises(ValueError, match=message):
+        register_operator(function, "activation")
+
+
 @pytest.mark.parametrize("function", [torch.var_mean, torch.std_mean])
 @pytest.mark.parametrize("form", FORMS)
 def test_a_mean_that_comes_with_a_statistic_is_linear(function, form):

@@ -143,7 +143,7 @@ def register_operator(function: Callable[..., Any], kind: str | None = None) -> 
     Raises
     ------
     ValueError
-        If there is no such kind.
+        If there is no such kind, if no rule could look up the function, or if it has one.
 
     Examples
     --------
@@ -167,8 +167,31 @@ def register_operator(function: Callable[..., Any], kind: str | None = None) -> 
     return None
 
 
+@lru_cache(maxsize=1)
+def built_in() -> frozenset[Callable[..., Any]]:
+    """Return the functions that are known before any is registered."""
+    return frozenset(functions())
+
+
+def reaches_modes(function: Callable[..., Any]) -> bool:
+    """Tell whether a mode may see a call: no class, and no Python function but those that ask for modes."""
+    code = getattr(function, "__code__", None)
+    asks = code is None or "handle_torch_function" in code.co_names or function.__module__.startswith("torch.")
+    return asks and not inspect.isclass(function)
+
+
 def _register(function: Callable[..., Any], kind: Any) -> Any:
     """Note the kind of a function, or its rule, and forget the tables that do not have it."""
+    if not reaches_modes(function):
+        raise ValueError(
+            f"got {function!r}, which never reaches __torch_function__; expected a function of torch, as the report of "
+            "an unknown operation names it. A module can have a rule: layer_map=[(MyActivation, Identity())]."
+        )
+    if function in built_in():
+        raise ValueError(
+            f"got {function!r}, which is of the kind {functions()[function][0]!r} for every model of this process; "
+            "expected a function that is not known. Give the module that calls it a layer rule, or other Operators."
+        )
     functions()[function] = (kind, getattr(function, "__name__", repr(function)), False)
     for forget in caches:
         forget()

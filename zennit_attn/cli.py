@@ -188,7 +188,8 @@ def explain(args: argparse.Namespace) -> int:
     print(f"{explanation.label!r}: {value} ({explainer.composite.preset}, {explainer.device})")
     if explanation.words is not None:
         print(picture)
-    print(f"written: {args.out}")
+    if args.out is not None:
+        print(f"written: {args.out}")
     return DONE
 
 
@@ -197,8 +198,8 @@ def check_out(args: argparse.Namespace) -> None:
     if args.format is not None:
         raise InputError(f"got --format {args.format} without --input; the end of --out says it")
     if args.out is None:
-        if args.json:
-            return
+        if args.json or args.text is not None:
+            return  # a terminal shows texts, but no images
         raise InputError("got neither --out nor --json, expected a heatmap to write, such as --out heatmap.html")
     if args.out.suffix.lower() not in SUFFIXES:
         raise InputError(f"got --out {str(args.out)!r}, expected a name that ends with {', '.join(SUFFIXES)}")

@@ -40,6 +40,11 @@ def split_input(
         return {None: input}, {}
     if not isinstance(input, Mapping):
         raise TypeError(f"got an input of type {type(input).__name__}, expected a tensor, or a mapping of arguments")
+    if input.get("labels") is not None:
+        raise ValueError(
+            "got a batch with labels, of which a model makes a loss, which is not explained; expected one without. "
+            "What is explained is a target; an encoder-decoder takes decoder_input_ids."
+        )
     if argument is None:
         names = [name for name in INPUTS if input.get(name) is not None]
         fits, wanted = len(names) == 1, f"exactly one of {INPUTS} in it, or its name as argument"
