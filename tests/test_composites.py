@@ -227,6 +227,11 @@ def test_a_sign_rule_on_a_module_without_a_plain_weight_is_an_error():
         AttnLRPComposite(layer_map=[("LlamaMLP", rules.Gamma())]).register(models.llama())
 
 
+def test_describe_refuses_a_map_that_fits_no_module():
+    with pytest.raises(ValueError, match=r"encodr[\s\S]*fits no module"):
+        GammaViTComposite(name_map=[("encodr.*", rules.Gamma(0.1))]).describe(models.torchvision_vit())
+
+
 def test_describe_names_module_role_and_rule():
     model = models.torchvision_vit()
     before = [name for name, _ in model.named_modules()]

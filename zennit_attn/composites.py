@@ -166,13 +166,20 @@ class TransformerComposite(ScopedComposite):
                     )
 
     def assignments(self, model: torch.nn.Module) -> list[tuple[str, str | None, Hook]]:
-        """Return name, role and rule of each module of a model that has a rule; the model stays as it is."""
+        """Return name, role and rule of each module of a model that has a rule; the model stays as it is.
+
+        Raises
+        ------
+        ValueError
+            If an entry of a map fits no module of the model.
+        """
         found = []
         handles: list[Canonizer] = []
         try:
             # a model on which a composite is registered is canonized already
             for canonizer in () if is_registered(model) else self.canonizers:
                 handles += canonizer.apply(model)
+            self.check_matches(model)
             for name, module in model.named_modules():
                 rule = self.mapping({}, name, module)
                 if rule is not None:

@@ -82,6 +82,8 @@ class Result:
     folder: Path
 
     def __str__(self) -> str:
+        if self.best is self.default:
+            return f"on the test samples: default {self.test_default}; nothing that was tried is better"
         gain = self.test_difference
         remark = ", which is worse" if gain.high < 0 else "" if gain.low > 0 else ", which may be chance"
         return f"on the test samples: default {self.test_default}, best {self.test_best}, difference {gain}{remark}"
