@@ -36,7 +36,9 @@ class Cuts:
         self.tensors = WeakTensorKeyDictionary()
 
     def __contains__(self, value: Tensor) -> bool:
-        return not value.requires_grad and value in self.tensors
+        if value.requires_grad:
+            return False
+        return value in self.tensors or (value._base is not None and value._base in self.tensors)
 
     def follow(self, function: Any, args: Any, kwargs: Any, output: Any) -> bool:
         """Note what a function makes of them, and tell whether it joins them with what autograd sees.
@@ -66,4 +68,7 @@ class Cuts:
         for value in made:
             if value.is_floating_point():
                 self.tensors[value] = True
+                if value._base is not None:
+                    # what it is a view of may have been written to
+                    self.tensors[value._base] = True
         return kind in SHARING and torch.is_grad_enabled() and any(map(depends, made))
