@@ -1295,6 +1295,35 @@ def test_selections_route_to_what_they_selected(name, form):
     check(function, [x], "attnlrp", form, expected)
 
 
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("name", ["min", "max", "method", "in place"])
+def test_a_bound_that_depends_on_the_input_is_chosen(name, form):
+    x, bound = tensors((2, 3), (2, 3))
+    function = {
+        "min": lambda x, bound: torch.clamp(x, min=bound),
+        "max": lambda x, bound: torch.clamp(x, max=bound),
+        "method": lambda x, bound: x.clamp_min(bound),
+        "in place": lambda x, bound: (1 * x).clamp_(None, bound),
+    }[name]
+
+    def expected(relevance):
+        own = function(x, bound) == x
+        return [relevance * own, relevance * ~own]
+
+    check(function, [x, bound], "attnlrp", form, expected)
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("function", [torch.abs, abs, torch.Tensor.absolute])
+def test_an_absolute_value_shares_by_the_squares_of_its_parts(function, form):
+    x = randn(2, 3, 2)
+
+    def expected(relevance):
+        return [relevance[..., None] * x**2 / (x**2).sum(-1, keepdim=True)]
+
+    check(lambda x: function(torch.view_as_complex(x)), [x], "attnlrp", form, expected)
+
+
 # --------------------------------------------------------------------------------------------------------------------
 # Values that are written over after the backward pass was prepared
 # --------------------------------------------------------------------------------------------------------------------
@@ -1908,9 +1937,11 @@ class Square(torch.autograd.Function):
         lambda x: x**x,
         lambda x: torch.ops.aten.sin(x),
         lambda x: torch.vmap(torch.sin)(x),
+        lambda x: torch.fft.rfft(x).tanh().real,
+        lambda x: F.prelu(x, x[0]),
         Square.apply,
     ],
-    ids=["lgamma", "digamma", "logcumsumexp", "power", "torch.ops", "vmap", "autograd.Function"],
+    ids=["lgamma", "digamma", "logcumsumexp", "power", "torch.ops", "vmap", "complex", "prelu", "autograd.Function"],
 )
 def test_nothing_without_a_rule_passes_unnoticed(function, form):
     model = Waves(function)

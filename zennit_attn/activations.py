@@ -11,8 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .functions import Route, Scale, Slope, Value
-from .operands import ACTIVATION, SCALE, Form, Rule, constant, depends, mark, strength, unknown
+from .functions import Enter, Leave, Route, Scale, Slope, Value
+from .operands import ACTIVATION, SCALE, Form, Rule, constant, depends, mark, operands, plain, strength, unknown
 
 
 def ratio(function: Callable[[Tensor], Tensor], input: Tensor) -> Tensor:
@@ -95,12 +95,30 @@ def activation_call(
 def activation(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any], name: str, form: Form) -> Any:
     """Pass relevance on through an element-wise function of torch."""
     input, args, kwargs = elementwise(function, args, kwargs)
+    if (args or kwargs) and operands(args, kwargs):
+        # a bound that depends on the input is chosen among, as by `maximum`; other parameters have no rule
+        rule = plain if name.startswith(("clamp", "clip")) else unknown
+        return rule(function, (input, *args), kwargs)
+    if input.is_complex():
+        return complex_activation(function, (input, *args), kwargs, name, form)
     slope = SLOPES.get(name)
     if slope is not None and (args or kwargs):
         # the slope takes the function's own arguments, by position or by name
         slope = partial(lambda closed, x: closed(x, *args, **kwargs), slope)
     degree = 0 if name.startswith(("clamp", "clip")) else SCALE if name in SCALES else ACTIVATION
     return activation_call(form, lambda x: function(x, *args, **kwargs), input, slope, degree)
+
+
+def complex_activation(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any], name: str, form: Form) -> Any:
+    """Share the relevance of an absolute value in proportion to the squares of the real and the imaginary part.
+
+    That is plain autograd in the gradient form, as for every root of a sum of squares. Others have no rule.
+    """
+    if name not in ("abs", "absolute") or not depends(args[0]):
+        return unknown(function, args, kwargs)
+    if form == "gradient":
+        return mark(function(*args, **kwargs))
+    return mark(Leave.apply(function(Enter.apply(args[0]), *args[1:], **kwargs)))
 
 
 def exponential(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
