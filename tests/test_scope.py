@@ -387,6 +387,26 @@ def test_parameters_that_are_thawed_inside_of_the_context_are_an_error():
             models.logits_of(model, x)
 
 
+def test_parameters_of_a_functional_call_have_to_be_frozen():
+    model, x = torch.nn.Sequential(torch.nn.Linear(3, 3)), torch.randn(2, 3, requires_grad=True)
+    given = {name: value.detach().clone() for name, value in model.named_parameters()}
+    with AttnLRPComposite().context(model):
+        torch.func.functional_call(model, given, (x,))
+        given["0.weight"].requires_grad_()
+        with pytest.raises(RuntimeError, match=r"'0\.weight' requires grad"):
+            torch.func.functional_call(model, given, (x,))
+
+
+def test_a_module_that_is_put_in_inside_of_the_context_is_an_error():
+    model, x = torch.nn.Sequential(torch.nn.Sequential(torch.nn.Linear(3, 3))), torch.randn(2, 3, requires_grad=True)
+    with AttnLRPComposite().context(model):
+        model[0].append(torch.nn.ReLU())
+        model(x)
+        model[0][0] = torch.nn.Linear(3, 3)
+        with pytest.raises(RuntimeError, match=r"Linear was put in as '0\.0'"):
+            model(x)
+
+
 @pytest.mark.parametrize("form", ["relevance", "gradient"])
 def test_gradients_can_be_retained_at_a_gate(form):
     model, x = build("llama")

@@ -34,13 +34,13 @@ from .scope import (
     CheckpointHandle,
     ForwardHandle,
     FrozenHandle,
+    Inventory,
     applied,
     enclosing_policy,
     follow_module,
     is_shielded,
     recorder,
     refuse_foreign,
-    refuse_thawed,
     report_functions,
     run_inside,
     shield,
@@ -145,7 +145,8 @@ class Operators(Rule):
 
     def register(self, module: torch.nn.Module) -> RemovableHandleList:
         """Put the rules around one module's forward, and freeze its parameters until they are removed."""
-        modules, parameters = list(module.named_modules()), list(module.named_parameters())
+        modules = list(module.named_modules())
+        inventory = Inventory(modules)
         checkpoints = [
             child
             for child in module.modules()
@@ -168,7 +169,7 @@ class Operators(Rule):
             if policy is not None or torch.compiler.is_compiling():
                 return rerun(self.policy(policy), forward, args, kwargs)
             refuse_foreign(modules)
-            refuse_thawed(parameters)
+            inventory.check()
             run = partial(rerun, self.policy(None), look_once if first else forward, args, kwargs)
             if not self.strict:
                 return run()
