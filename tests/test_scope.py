@@ -379,6 +379,45 @@ def test_reentrant_checkpoints_that_run_without_rules_are_reported():
         model(torch.randn(3, requires_grad=True))
 
 
+def test_checkpoints_that_keep_tensors_of_no_rule_are_reported():
+    class Model(torch.nn.Module):
+        def forward(self, x):
+            # computed again, the hyperbolic tangent keeps its output where the rule needs the input
+            return torch.utils.checkpoint.checkpoint(torch.tanh, x, use_reentrant=False)
+
+    with (
+        input_x_gradient(AttnLRPComposite(strict=True)).context(Model()) as model,
+        pytest.raises(UnknownOperationError, match="checkpoint"),
+    ):
+        model(torch.randn(3, requires_grad=True))
+
+
+def test_what_was_computed_of_a_parameter_before_the_context_is_reported():
+    class Model(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.scale, self.kept = torch.nn.Parameter(torch.rand(3)), None
+
+        def forward(self, x):
+            if self.kept is None:
+                self.kept = self.scale.exp()
+            return x * self.kept
+
+    model, x = Model(), torch.randn(3, requires_grad=True)
+    with torch.no_grad():
+        model(x)
+    with AttnLRPComposite(strict=True).context(model):
+        model(x)
+    # a model is looked at once
+    model = Model()
+    model(x)
+    with (
+        AttnLRPComposite().context(model),
+        pytest.warns(UnknownOperationWarning, match="'scale' before the context"),
+    ):
+        model(x)
+
+
 def test_parameters_that_are_thawed_inside_of_the_context_are_an_error():
     model, x = build("llama")
     with AttnLRPComposite().context(model):

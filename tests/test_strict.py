@@ -119,6 +119,18 @@ def test_what_takes_no_relevance_may_be_computed_without_a_graph(name, form):
         model(x)
 
 
+def test_what_is_computed_in_inference_mode_is_reported():
+    class Model(torch.nn.Module):
+        def forward(self, x):
+            with torch.inference_mode():
+                hidden = torch.relu(x)
+            return x + hidden
+
+    composite = input_x_gradient(AttnLRPComposite(strict=True))
+    with composite.context(Model()) as model, pytest.raises(CutOffError, match="add"):
+        model(torch.randn(2, 4, requires_grad=True))
+
+
 @pytest.mark.parametrize("form", FORMS)
 def test_one_module_that_is_called_stands_for_all(form):
     composite = in_form(AttnLRPComposite(layer_map=[(torch.nn.Linear, Gamma(0.1))], strict=True), form)

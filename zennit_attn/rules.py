@@ -44,6 +44,7 @@ from .scope import (
     report_functions,
     run_inside,
     shield,
+    watch_functions,
 )
 
 Stabilize = Callable[[Tensor], Tensor]
@@ -180,6 +181,7 @@ class Operators(Rule):
 
         def look_once(*args: Any, **kwargs: Any) -> Any:
             nonlocal first
+            watch_functions()
             output = handles[0].wrapped.forward(*args, **kwargs)
             if report_functions(output, (args, kwargs), bool(checkpoints), self.form):
                 first = False

@@ -27,7 +27,7 @@ from torch.utils._pytree import tree_leaves
 from zennit.core import Hook
 
 from .cuts import Cuts
-from .operands import Form, unknown
+from .operands import Form, operands, unknown
 from .operators import PLAIN, Policy, find, numbered, table_of, transformed
 
 #: Packages whose autograd functions are known: this one's rules, and what PyTorch's own functions are made of.
@@ -89,6 +89,8 @@ class OperatorMode(TorchFunctionMode):
         #: What was computed of the input under ``torch.no_grad``, and whether there may be something.
         self.cuts: Cuts | None = None
         self.following = False
+        #: Whether to look at every function, and whether a checkpoint that is known to run with rules is running.
+        self.watching = self.rerunning = False
         self.table: Any = self.table_for(policy)
 
     def table_for(self, policy: Policy) -> Any:
@@ -114,7 +116,9 @@ class OperatorMode(TorchFunctionMode):
             self.cuts = Cuts()
         if self.table is not self.nothing and self.cuts.follow(func, args, kwargs, output):
             report_cut(func)
-        self.following = bool(self.cuts.tensors) or not torch.is_grad_enabled()
+        if self.watching and not self.rerunning and in_checkpoint() and operands(args, kwargs):
+            report(torch.utils.checkpoint.checkpoint)
+        self.following = self.watching or bool(self.cuts.tensors) or not torch.is_grad_enabled()
         return output
 
 
@@ -267,7 +271,8 @@ class CheckpointHandle:
 
             def again(*inner: Any) -> Any:
                 if _state.mode is not None:
-                    return function(*inner)
+                    with known_checkpoint(_state.mode):
+                        return function(*inner)
                 if not self.active:
                     raise RuntimeError(
                         "the backward pass of a model with gradient checkpointing got to a layer after its composite "
@@ -299,6 +304,28 @@ def shield() -> Iterator[None]:
         _state.shielded = before
         if mode is not None:
             mode.table = table
+
+
+def in_checkpoint() -> bool:
+    """Tell whether a checkpoint is running that keeps no graph's tensors, and computes them again without rules."""
+    hooks = torch._C._autograd._top_saved_tensors_default_hooks(True)
+    return hooks is not None and hooks[0].__module__ == torch.utils.checkpoint.__name__
+
+
+@contextmanager
+def known_checkpoint(mode: OperatorMode) -> Iterator[None]:
+    """Report no checkpoint inside, which computes its tensors again with rules."""
+    before, mode.rerunning = mode.rerunning, True
+    try:
+        yield
+    finally:
+        mode.rerunning = before
+
+
+def watch_functions() -> None:
+    """Look at every function until the forward ends: not all that turns graphs off is one."""
+    if _state.mode is not None:
+        _state.mode.watching = _state.mode.following = True
 
 
 def follow_cuts() -> None:
@@ -544,8 +571,26 @@ def refuse_new(name: str, children: dict[str, Any], before: list[Any]) -> None:
             )
 
 
+def report_stale(parameter: str) -> None:
+    """Report that a forward used what was computed of a parameter, given by its name, before it was frozen.
+
+    Raises
+    ------
+    UnknownOperationError
+        If the composite is strict.
+    """
+    warn_once(
+        parameter,
+        "got a tensor that the model computed of its parameter {function} before the context and kept, which requires "
+        "grad, and which the rules take for something that depends on the input; expected none: run the model under "
+        "torch.no_grad before the context, or make it compute the tensor again.",
+        UnknownOperationError,
+        UnknownOperationWarning,
+    )
+
+
 def report_functions(output: Any, inputs: Any, checkpoints: bool, form: Form) -> bool:
-    """Report every autograd function with a backward pass of its own between inputs and outputs of a model.
+    """Report every autograd function with a backward pass of its own, and every parameter, that the output comes from.
 
     They call no function that a mode could look up: fused kernels, and what was written as
     :class:`torch.autograd.Function`.
@@ -571,7 +616,10 @@ def report_functions(output: Any, inputs: Any, checkpoints: bool, form: Form) ->
     UnknownOperationError
         If the composite is strict.
     """
-    seen: set[Any] = {value.grad_fn for value in tree_leaves(inputs) if isinstance(value, torch.Tensor)}
+    given = [value for value in tree_leaves(inputs) if isinstance(value, torch.Tensor)]
+    own = {} if _state.mode is None else {id(value): name for name, value in _state.mode.root.named_parameters()}
+    own = {key: name for key, name in own.items() if key not in map(id, given)}
+    seen: set[Any] = {value.grad_fn for value in given}
     waiting: list[Any] = [
         value.grad_fn for value in tree_leaves(output) if isinstance(value, torch.Tensor) and value.grad_fn
     ]
@@ -584,6 +632,9 @@ def report_functions(output: Any, inputs: Any, checkpoints: bool, form: Form) ->
         waiting.extend(before for before, _ in node.next_functions)
         function = getattr(type(node), "_forward_cls", None)
         if function is None:
+            leaf = id(getattr(node, "variable", None))
+            if leaf in own:
+                report_stale(own[leaf])
             continue
         known = function.__module__.split(".")[0] in KNOWN_FUNCTIONS
         known |= form == "gradient" and f"{function.__module__}.{function.__qualname__}" in QUANTIZED_FUNCTIONS
