@@ -327,6 +327,30 @@ def test_kernels_that_no_rule_sees_are_refused():
     assert "forward" not in vars(model)
 
 
+@pytest.mark.filterwarnings("ignore:.*is deprecated")
+def test_scripts_are_refused():
+    model = torch.nn.Sequential(torch.jit.script(torch.nn.ReLU()))
+    with pytest.raises(ValueError, match="'0' is a script"):
+        AttnLRPComposite().register(model)
+    assert "forward" not in vars(model)
+
+
+def test_what_a_tracer_wrote_is_explained_as_its_original():
+    class Model(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.second = torch.nn.Linear(3, 3), torch.nn.Linear(3, 3)
+
+        def forward(self, x):
+            return torch.nn.functional.silu(self.first(x)) * self.second(x)
+
+    model, x = Model(), torch.randn(2, 3)
+    composite = AttnLRPComposite(strict=True)
+    expected, _ = models.explain(model, composite, x)
+    relevance, _ = models.explain(torch.fx.symbolic_trace(model), composite, x)
+    torch.testing.assert_close(relevance, expected)
+
+
 def test_relevance_that_is_not_finite_raises():
     model, x = build("torchvision_vit")
     models.scramble(model)

@@ -267,9 +267,15 @@ def refuse_hidden(model: torch.nn.Module) -> None:
     Raises
     ------
     ValueError
-        If its attention implementation is not one of :data:`ATTENTION_IMPLEMENTATIONS`, or timm checkpoints it.
+        If its attention implementation is not one of :data:`ATTENTION_IMPLEMENTATIONS`, timm checkpoints it, or it
+        is a script.
     """
     for name, module in model.named_modules():
+        if isinstance(module, torch.jit.ScriptModule):
+            raise ValueError(
+                f"{name or type(model).__name__!r} is a script of torch.jit, which calls its functions where no rule "
+                "sees them; expected a module of Python: the one that it was made of."
+            )
         chosen = getattr(getattr(module, "config", None), "_attn_implementation", None)
         if isinstance(chosen, str) and chosen not in ATTENTION_IMPLEMENTATIONS:
             raise ValueError(

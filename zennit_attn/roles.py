@@ -81,7 +81,8 @@ def is_linear(module: torch.nn.Module) -> bool:
     if linear_kind(module) is not None:
         return True
     # quantised layers and those with adapters, but no router: models' own subclasses do more than their base
-    own = type(module).forward.__module__.startswith("transformers.models.")
+    # what a tracer wrote has no module
+    own = str(getattr(type(module).forward, "__module__", None)).startswith("transformers.models.")
     return isinstance(module, (torch.nn.Linear, torch.nn.modules.conv._ConvNd)) and not own
 
 
