@@ -910,6 +910,29 @@ def test_one_rule_on_many_modules_keeps_them_apart(form):
             assert_relevance(leaf.detach() * received if form == "gradient" else received, wanted, relevance)
 
 
+HIDDEN = {
+    "parametrized": lambda: torch.nn.utils.parametrizations.weight_norm(torch.nn.Linear(3, 3)),
+    "weight_norm": lambda: torch.nn.utils.weight_norm(torch.nn.Linear(3, 3)),
+    "spectral_norm": lambda: torch.nn.utils.spectral_norm(torch.nn.Linear(3, 3)),
+    "inner": lambda: torch.nn.Sequential(torch.nn.Linear(3, 3)),
+}
+
+
+@pytest.mark.filterwarnings("ignore:.*weight_norm.* is deprecated")
+@pytest.mark.parametrize("name", HIDDEN)
+def test_rules_that_cannot_modify_the_weight_are_refused(name):
+    model, x = torch.nn.Sequential(HIDDEN[name]()), torch.ones(1, 3, requires_grad=True)
+    for composite in (
+        input_x_gradient(NameMapComposite([(["0"], zennit.rules.Gamma())])),
+        AttnLRPComposite(name_map=[("0", zennit.rules.ZPlus())]),
+        AttnLRPComposite(name_map=[("0", zennit.rules.Epsilon(zero_params="bias"))]),
+    ):
+        with pytest.raises(TypeError, match="makes its weight of other parameters"):
+            composite.register(model)
+    with AttnLRPComposite(name_map=[("0", zennit.rules.Epsilon())]).context(model):
+        model(x)
+
+
 def test_hooks_with_a_way_of_their_own_are_refused():
     class Own(zennit.rules.Pass):
         def register(self, module):

@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.autograd import Function
 from torch.utils._pytree import tree_flatten, tree_unflatten
 from zennit.core import BasicHook, Hook, ParamMod, zero_wrap
-from zennit.rules import Pass
+from zennit.rules import NoMod, Pass
 
 from .functions import Snapshot, divide, multiply, require_first_order
 from .operands import Form, depends
@@ -54,6 +54,16 @@ class ZennitRule(LayerRule):
             )
         self.hook = hook
 
+    def check(self, module: torch.nn.Module) -> None:
+        """Raise TypeError if the rule modifies parameters, and those of ``module`` are not its own."""
+        if changes_parameters(self.hook) and hides_weight(module):
+            raise TypeError(
+                f"{type(self.hook).__name__} got {type(module).__name__}, which makes its weight of other parameters "
+                "(a parametrization, weight_norm, an adapter) or has it in an inner module, and would be used as if it "
+                "had no rule; expected a module with a weight of its own: give the rule to the inner one, merge or "
+                "remove the parametrization, or use the rule of the same name of zennit_attn.rules."
+            )
+
     def call(self, module: torch.nn.Module, forward: Any, args: Any, kwargs: Any) -> Any:
         """Call ``forward`` without a graph, and let the rule be the backward pass."""
         flat, spec = tree_flatten((args, kwargs))
@@ -72,6 +82,19 @@ class ZennitRule(LayerRule):
         for place, result in zip(explained, results, strict=True):
             output[place] = result
         return tree_unflatten(output, output_spec)
+
+
+def changes_parameters(hook: Hook) -> bool:
+    """Tell whether a rule modifies parameters of its module."""
+    changes = [ParamMod.ensure(change) for change in getattr(hook, "param_modifiers", None) or ()]
+    return any(bool(change.zero_params) or not isinstance(change, NoMod) for change in changes)
+
+
+def hides_weight(module: torch.nn.Module) -> bool:
+    """Tell whether a module computes with parameters that are not its own."""
+    if any("." in name for name, _ in module.named_parameters()):
+        return True
+    return isinstance(getattr(module, "weight", None), Tensor) and "weight" not in module._parameters
 
 
 def _inherits(hook: Hook, name: str) -> bool:
