@@ -96,6 +96,37 @@ KEPT = {
 }
 
 
+class Encoder(torch.nn.Module):
+    """A model with a method beside its forward."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer = torch.nn.Linear(4, 4)
+
+    def encode(self, x):
+        return torch.relu(self.layer(x))
+
+    def forward(self, x):
+        return self.encode(x).sum(-1)
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_a_call_of_another_method_is_reported(form):
+    model, x = Encoder(), torch.randn(2, 4, requires_grad=True)
+    with in_form(AttnLRPComposite(), form).context(model):
+        model(x)
+        model.encode(x.detach())
+        with pytest.warns(UnusedRuleWarning, match=r"'layer' was called outside of a forward of Encoder"):
+            model.encode(x)
+        model.encode(x)  # a second warning would be an error
+    with (
+        in_form(CPLRPComposite(strict=True), form).context(model),
+        pytest.raises(UnusedRuleError, match="expected a call of the model itself"),
+    ):
+        model.encode(x)
+    assert not model.layer._forward_pre_hooks
+
+
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("name", LOST)
 def test_what_is_computed_without_a_graph_is_reported_where_it_is_used(name, form):
@@ -277,5 +308,6 @@ def test_nothing_of_the_watch_is_left():
     composite = input_x_gradient(LayerMapComposite([(torch.nn.Linear, Gamma(0.1))]))
     for chosen in (composite, input_x_gradient(AttnLRPComposite(strict=True))):
         with chosen.context(model):
+            before = [(*module._forward_hooks, *module._forward_pre_hooks) for module in model.modules()]
             models.logits_of(model, torch.randn(1, 5, WIDTH, requires_grad=True))
-            assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
+            assert before == [(*module._forward_hooks, *module._forward_pre_hooks) for module in model.modules()]

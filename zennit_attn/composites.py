@@ -19,7 +19,7 @@ from zennit.core import Hook
 
 from .canonizers import FunctionCanonizer, MultiheadAttentionCanonizer
 from .parameters import check_flag, check_number, nearest, parameters_of
-from .registration import ScopedComposite, is_registered, refuse_hidden
+from .registration import EntryHandle, ScopedComposite, is_registered, refuse_hidden
 from .roles import ROLES, is_linear, role
 from .rules import CPLRP, AttnLRP, Epsilon, Gamma, Identity, Operators, Rule, SelectiveScan
 
@@ -131,6 +131,8 @@ class TransformerComposite(ScopedComposite):
         """
         refuse_hidden(module)
         super().register(module)
+        if self.operators is not None:
+            self.handles.append(EntryHandle(module, self.strict))
         try:
             self.check_matches(module)
         except BaseException:

@@ -9,6 +9,7 @@ import copy
 import warnings
 import weakref
 from collections.abc import Callable
+from functools import partial
 from typing import Any, TypeVar
 
 import torch
@@ -16,10 +17,10 @@ from zennit.core import Composite, Hook, RemovableHandleList
 from zennit.rules import ReLUBetaSmooth, ReLUDeconvNet, ReLUGuidedBackprop
 
 from .conversion import ZennitRule, adopt
-from .operands import Form
+from .operands import Form, operands
 from .roles import is_linear
 from .rules import Rule
-from .scope import ForwardHandle, FrozenHandle, refuse_foreign, watch_rules
+from .scope import ForwardHandle, FrozenHandle, enclosing_policy, is_shielded, refuse_foreign, watch_rules
 
 T = TypeVar("T")
 
@@ -169,11 +170,55 @@ def report_unused(model: torch.nn.Module, title: str, name: str, rule: Rule, str
         "which was not called, or only inside of a module with a rule of its own; expected a module that is. What "
         "uses its weights is explained by the rules around it: give the rule to that module, or leave it out."
     )
+    report_once(model, title, message, strict)
+
+
+def report_once(model: torch.nn.Module, title: str, message: str, strict: bool) -> None:
+    """Raise UnusedRuleError, or warn, once for each model and title."""
     if strict:
         raise UnusedRuleError(message)
     if title not in _reported.setdefault(model, set()):
         _reported[model].add(title)
         warnings.warn(message, UnusedRuleWarning, stacklevel=2)
+
+
+class EntryHandle:
+    """Look, until it is removed, for calls that get into a model by another way than its forward.
+
+    Parameters
+    ----------
+    model : torch.nn.Module
+        A model whose operator rules hold for the extent of its forward.
+    strict : bool
+        Raise :class:`UnusedRuleError` instead of the warning.
+    """
+
+    def __init__(self, model: torch.nn.Module, strict: bool) -> None:
+        self.model, self.strict = model, strict
+        children = [
+            (name, child) for name, child in model.named_children() if next(child.parameters(), None) is not None
+        ]
+        self.hooks = [
+            child.register_forward_pre_hook(partial(self.look, name), with_kwargs=True) for name, child in children
+        ]
+
+    def look(self, name: str, child: torch.nn.Module, args: Any, kwargs: Any) -> None:
+        """Report a call with something that is explained, where no operator rules are on."""
+        if torch.compiler.is_compiling() or enclosing_policy() is not None or is_shielded():
+            return
+        if not operands(args, kwargs):
+            return
+        message = (
+            f"{name!r} was called outside of a forward of {type(self.model).__name__}, where its operator rules do not "
+            "hold: got a plain gradient; expected a call of the model itself. To explain what another method returns, "
+            "put a module around the model whose forward calls that method, and the composite on it."
+        )
+        report_once(self.model, name, message, self.strict)
+
+    def remove(self) -> None:
+        """Stop looking."""
+        for hook in self.hooks:
+            hook.remove()
 
 
 class _Owned:
