@@ -1939,9 +1939,19 @@ class Square(torch.autograd.Function):
         lambda x: torch.vmap(torch.sin)(x),
         lambda x: torch.fft.rfft(x).tanh().real,
         lambda x: F.prelu(x, x[0]),
+        lambda x: torch.div(x, 0.5, rounding_mode="floor"),
+        lambda x: F.layer_norm(x, (4,), weight=x[0]),
+        lambda x: F.layer_norm(x, (4,), bias=x[0]),
+        lambda x: F.rms_norm(x, (4,), weight=x[0]),
+        lambda x: F.group_norm(x, 2, weight=x[0]),
+        lambda x: F.instance_norm(x[None], weight=x[:, 0]),
+        lambda x: F.batch_norm(x, x[0].detach(), x[0].detach() ** 2, bias=x[0]),
         Square.apply,
     ],
-    ids=["lgamma", "digamma", "logcumsumexp", "power", "torch.ops", "vmap", "complex", "prelu", "autograd.Function"],
+    ids=(
+        "lgamma digamma logcumsumexp power torch.ops vmap complex prelu rounded layer_norm_weight layer_norm_bias "
+        "rms_norm group_norm instance_norm batch_norm autograd.Function"
+    ).split(),
 )
 def test_nothing_without_a_rule_passes_unnoticed(function, form):
     model = Waves(function)

@@ -1,5 +1,7 @@
 """Operator rules of normalisation, in the gradient form: statistics are constants (LN rule).
 
+A weight or a bias that depends on the input has no rule: it is reported.
+
 Sources: Ali et al. 2022; AttnLRP (Achtibat et al. 2024), prop. 3.4.
 """
 
@@ -12,7 +14,7 @@ import torch
 from torch import Tensor
 
 from .functions import Normalize
-from .operands import depends, swap, swap_call
+from .operands import depends, swap, swap_call, unknown
 
 
 def statistics(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -22,7 +24,9 @@ def statistics(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> 
 
 
 def division(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    """Take the denominator as a constant (LN rule)."""
+    """Take the denominator as a constant (LN rule); what is rounded has no rule."""
+    if kwargs.get("rounding_mode") is not None:
+        return unknown(function, args, kwargs)
     if "other" in kwargs:
         return function(*args, **{**kwargs, "other": swap(kwargs["other"], Tensor.detach)})
     return function(args[0], *(swap(value, Tensor.detach) for value in args[1:]), **kwargs)
@@ -69,6 +73,8 @@ def layer_norm(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> 
     ) -> Any:
         if not depends(input):
             return function(*args, **kwargs)
+        if depends(weight) or depends(bias):
+            return unknown(function, args, kwargs)
         dims = tuple(range(-len(normalized_shape), 0))
         with torch.no_grad():
             tensors: tuple[Any, ...] = (input, weight, bias)
@@ -90,6 +96,8 @@ def rms_norm(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> An
     ) -> Any:
         if not depends(input):
             return function(*args, **kwargs)
+        if depends(weight):
+            return unknown(function, args, kwargs)
         dims = tuple(range(-len(normalized_shape), 0))
         with torch.no_grad():
             output = function(*args, **kwargs)
@@ -111,6 +119,8 @@ def group_norm(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> 
         eps: float = 1e-5,
         cudnn_enabled: bool = True,
     ) -> Any:
+        if depends(weight) or depends(bias):
+            return unknown(function, args, kwargs)
         return grouped(function, args, kwargs, input, num_groups, weight, eps)
 
     return run(*args, **kwargs)
@@ -130,6 +140,8 @@ def instance_norm(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) 
         eps: float = 1e-5,
         cudnn_enabled: bool = True,
     ) -> Any:
+        if depends(weight) or depends(bias):
+            return unknown(function, args, kwargs)
         if not use_input_stats:
             return function(*args, **kwargs)
         return grouped(function, args, kwargs, input, input.shape[1], weight, eps)
@@ -176,6 +188,8 @@ def batch_norm(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> 
     ) -> Any:
         if not depends(input):
             return function(*args, **kwargs)
+        if depends(weight) or depends(bias):
+            return unknown(function, args, kwargs)
         if training or running_var is None:
             raise RuntimeError(
                 "batch_norm with the statistics of the batch (training mode) mixes the samples that it explains; "
