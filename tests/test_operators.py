@@ -1313,6 +1313,26 @@ def test_a_bound_that_depends_on_the_input_is_chosen(name, form):
     check(function, [x, bound], "attnlrp", form, expected)
 
 
+DROPOUTS = {
+    "module": lambda x: torch.nn.Dropout(0.5)(x),
+    "function": lambda x: torch.dropout(x, 0.5, True),
+    "of channels": lambda x: F.dropout1d(x, 0.5),
+    "in place": lambda x: F.dropout(x.relu(), 0.5, True, True),
+    "in place by name": lambda x: F.dropout(x * 1, 0.5, inplace=True),
+    "written": lambda x: torch.dropout_(x * 1, 0.5, True),
+}
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("name", DROPOUTS)
+def test_dropout_scales_no_relevance(name, form):
+    def function(x):
+        torch.manual_seed(0)
+        return DROPOUTS[name](x)
+
+    check(function, [randn(2, 3, 4)], "attnlrp", form, lambda relevance: [relevance])
+
+
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("function", [torch.abs, abs, torch.Tensor.absolute])
 def test_an_absolute_value_shares_by_the_squares_of_its_parts(function, form):

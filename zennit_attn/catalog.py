@@ -25,12 +25,13 @@ KINDS: dict[str, str] = {
         tensor_split chunk hsplit vsplit dsplit unbind unsafe_chunk getitem index_select gather take take_along_dim
         narrow select diagonal diag_embed as_strided unfold pad roll flip fliplr flipud rot90 masked_select tril triu
         diag contiguous clone detach alias to type type_as float double half bfloat16 cpu cuda requires_grad_ set_
-        zero_ amax amin topk sort kthvalue median mode cummax cummin dropout dropout1d dropout2d dropout3d
-        alpha_dropout feature_dropout max_pool1d max_pool2d max_pool3d adaptive_max_pool1d adaptive_max_pool2d
-        adaptive_max_pool3d embedding pixel_shuffle pixel_unshuffle channel_shuffle native_channel_shuffle atleast_1d
-        atleast_2d atleast_3d real imag view_as_real view_as_complex resolve_conj resolve_neg positive iter resize_as_
-        nan_to_num register_hook retain_grad
+        zero_ amax amin topk sort kthvalue median mode cummax cummin max_pool1d max_pool2d max_pool3d
+        adaptive_max_pool1d adaptive_max_pool2d adaptive_max_pool3d embedding pixel_shuffle pixel_unshuffle
+        channel_shuffle native_channel_shuffle atleast_1d atleast_2d atleast_3d real imag view_as_real
+        view_as_complex resolve_conj resolve_neg positive iter resize_as_ nan_to_num register_hook retain_grad
     """,
+    # routing, too, and linear in training mode, which scales what it keeps
+    "dropout": "dropout dropout1d dropout2d dropout3d alpha_dropout feature_dropout",
     # routing, too, of the elements of several arguments
     "joining": """
         cat concat concatenate stack hstack vstack dstack column_stack meshgrid block_diag where max min maximum minimum

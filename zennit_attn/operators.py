@@ -154,7 +154,9 @@ def rules_by_kind(policy: Policy) -> dict[str, Callable[..., Any]]:
         else:
             chosen["product"] = partial(gate, least=least)
         chosen |= {kind: carrying(chosen.get(kind, plain)) for kind in ("joining", "linear")}
-        chosen |= {kind: carrying(chosen.get(kind, plain), slice(1)) for kind in ("routing", "split", "division")}
+        chosen |= {
+            kind: carrying(chosen.get(kind, plain), slice(1)) for kind in ("routing", "split", "dropout", "division")
+        }
     if policy.scan == "constant":
         chosen |= {"exponential": constant, "step size": constant, "split": selected}
     return {kind: rule for kind, rule in chosen.items() if rule is not plain}
@@ -216,6 +218,20 @@ def writes(rule: Rule) -> Rule:
         if kwargs.get("inplace") or (len(args) > 1 and args[-1] is True):
             return in_place(rule, function)(function, args, kwargs)
         return rule(function, args, kwargs)
+
+    return run
+
+
+def scaling(rule: Rule, converted: Rule) -> Rule:
+    """Run dropout by its rule in the relevance form, in which what it scales in training mode is not plain autograd."""
+
+    def run(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        training = kwargs.get("training", kwargs.get("train", args[2] if len(args) > 2 else None))
+        if training is False:
+            return rule(function, args, kwargs)
+        written = kwargs.get("inplace") or args[3:4] == (True,)
+        args, kwargs = args[:3], {key: value for key, value in kwargs.items() if key != "inplace"}
+        return (in_place(converted, function) if written else converted)(function, args, kwargs)
 
     return run
 
@@ -298,6 +314,8 @@ def _entry(rule: Callable[..., Any] | None, kind: Any, name: str, writing: bool,
         return rule
     if kind in ("routing", "joining", "split"):
         return overwriting(rule or plain) if writing and form == "relevance" else rule
+    if kind == "dropout" and form == "relevance" and not writing:
+        return scaling(rule or plain, in_relevance_form(rule or plain))
     if rule in (activation, power):
         rule = writes(partial(rule, name=name, form=form))
     elif form == "relevance":
