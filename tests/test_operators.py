@@ -2129,3 +2129,10 @@ def test_a_power_is_a_gate_in_both_forms():
             )
         found.append(x * signal if form == "gradient" else signal)
     torch.testing.assert_close(found[0], found[1], rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_a_power_of_a_number_is_a_constant_where_its_exponent_is(form):
+    """Rates of positions, as ALiBi and XLNet compute them."""
+    (x,) = tensors((3, 4))
+    check(lambda x: x * torch.pow(2, torch.arange(4.0, dtype=x.dtype)), [x], "cp", form, lambda relevance: [relevance])

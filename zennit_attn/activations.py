@@ -99,7 +99,8 @@ def activation(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any], nam
         # a bound that depends on the input is chosen among, as by `maximum`; other parameters have no rule
         rule = plain if name.startswith(("clamp", "clip")) else unknown
         return rule(function, (input, *args), kwargs)
-    if input.is_complex():
+    # 2 ** x has a number there
+    if isinstance(input, Tensor) and input.is_complex():
         return complex_activation(function, (input, *args), kwargs, name, form)
     slope = SLOPES.get(name)
     if slope is not None and (args or kwargs):
