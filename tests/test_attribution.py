@@ -15,7 +15,7 @@ from zennit_attn import (
     input_x_gradient,
     targets,
 )
-from zennit_attn.attribution import PaddingWarning
+from zennit_attn.attribution import PaddingWarning, TrainingWarning
 
 IDS = torch.tensor([[5, 9, 33, 12, 7], [8, 60, 2, 2, 41]])
 
@@ -333,6 +333,15 @@ def test_an_adapter_tells_the_target_what_is_padding():
 def test_relevance_that_does_not_fit_the_output_is_an_error(wrong):
     with pytest.raises(ValueError, match=r"attr_output gave[\s\S]*expected relevance of the output's shape"):
         InputXGradient(models.llama().eval(), fast())(IDS, wrong)
+
+
+def test_dropout_is_noticed():
+    model = torch.nn.Sequential(torch.nn.Linear(4, 4), torch.nn.Dropout(0.5), torch.nn.Linear(4, 2))
+    attributor = InputXGradient(model, fast())
+    with pytest.warns(TrainingWarning, match=r"model\.eval\(\)"):
+        attributor(torch.randn(1, 4), targets.Label(0))
+    model.eval()
+    attributor(torch.randn(1, 4), targets.Label(0))  # a second warning would be an error
 
 
 def test_labels_are_refused():

@@ -28,6 +28,10 @@ class PaddingWarning(UserWarning):
     """The model gave relevance to padding: it does not mask it."""
 
 
+class TrainingWarning(UserWarning):
+    """The model is in training mode, in which it drops values at random."""
+
+
 @dataclass(frozen=True)
 class Propagated:
     """What a forward and a backward pass gave: relevance of the output, of each input's leaves, of inner modules."""
@@ -171,6 +175,13 @@ class InputXGradient(Attributor):
     def forward(self, input: Tensor | Mapping[str, Any], attr_output_fn: Any) -> Any:
         """Explain the output for an input, with the composite registered."""
         given, rest = split_input(input, self.argument)
+        if self.model.training and drops(self.model):
+            warnings.warn(
+                "got a model in training mode with dropout, which is explained as it drops values at random, and "
+                "differently each time; expected model.eval().",
+                TrainingWarning,
+                stacklevel=2,
+            )
         with recording(self.model) if self.recording else nullcontext() as recorder:
             found = self.propagate(given, rest, attr_output_fn, recorder)
         if not all(bool(part.isfinite().all()) for parts in found.inputs.values() for part in parts):
@@ -296,6 +307,12 @@ class InputXGradient(Attributor):
                 raise ValueError(f"modules got {pattern!r}, which names no module of {kind}; {nearest(pattern, named)}")
             found.update((name, named[name]) for name in names)
         return list(found.items())
+
+
+def drops(model: torch.nn.Module) -> bool:
+    """Tell whether a module drops values at random."""
+    kind = torch.nn.modules.dropout._DropoutNd
+    return any(isinstance(module, kind) and module.training and module.p > 0 for module in model.modules())
 
 
 def relevance_of(value: Tensor, signal: Tensor | None) -> Tensor:

@@ -480,12 +480,15 @@ def report(function: Any) -> None:
     UnknownOperationError
         If the composite is strict.
     """
+    # no rule can look up an autograd function
+    advice = "put a function in its place with" if isinstance(function, type) else "register a rule with"
+    name = "FunctionCanonizer" if isinstance(function, type) else "register_operator"
     warn_once(
         function,
         "no rule is known for {function}, called in {name!r} ({kind}): got an operation on the relevance path "
         "that is neither ruled, linear nor routing, and what it passes back is the plain gradient. "
-        "Give the module a layer rule (for example zennit.rules.Pass for an element-wise function), or register a "
-        "rule with zennit_attn.register_operator.",
+        f"Give the module a layer rule (for example zennit.rules.Pass for an element-wise function), or {advice} "
+        f"zennit_attn.{name}.",
         UnknownOperationError,
         UnknownOperationWarning,
     )
