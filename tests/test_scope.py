@@ -403,6 +403,7 @@ def test_reentrant_checkpoints_that_run_without_rules_are_reported():
         model(torch.randn(3, requires_grad=True))
 
 
+@pytest.mark.skipif(torch.__version__ < "2.7", reason="torch does not tell that a checkpoint is running")
 def test_checkpoints_that_keep_tensors_of_no_rule_are_reported():
     class Model(torch.nn.Module):
         def forward(self, x):

@@ -308,7 +308,9 @@ def shield() -> Iterator[None]:
 
 def in_checkpoint() -> bool:
     """Tell whether a checkpoint is running that keeps no graph's tensors, and computes them again without rules."""
-    hooks = torch._C._autograd._top_saved_tensors_default_hooks(True)
+    # torch 2.6 does not tell
+    top = getattr(torch._C._autograd, "_top_saved_tensors_default_hooks", lambda _: None)
+    hooks = top(True)
     return hooks is not None and hooks[0].__module__ == torch.utils.checkpoint.__name__
 
 
