@@ -958,3 +958,10 @@ def test_conversion_leaves_the_original_as_it_is():
     _, after = zennit_relevance(network, composite, x, relevance)
     torch.testing.assert_close(after, before, rtol=0, atol=0)
     assert not any(math.isnan(value) for value in after.flatten().tolist())
+
+
+@pytest.mark.parametrize("norm", [torch.nn.LayerNorm(4), torch.nn.RMSNorm(4), torch.nn.GroupNorm(2, 4)])
+def test_a_rule_of_signs_on_a_norm_is_refused(norm):
+    composite = AttnLRPComposite(layer_map=[(type(norm), zennit.rules.Gamma(0.1))])
+    with pytest.raises(TypeError, match="not linear in its input"), composite.context(torch.nn.Sequential(norm)):
+        pass

@@ -26,6 +26,9 @@ from .operands import Form, depends
 from .rules import LayerRule, Rule
 from .scope import shield
 
+#: How types of norms end that divide by statistics of their input.
+NORMS = ("LayerNorm", "RMSNorm", "GroupNorm", "InstanceNorm1d", "InstanceNorm2d", "InstanceNorm3d")
+
 
 class ZennitRule(LayerRule):
     """A rule of zennit, in either form.
@@ -55,7 +58,12 @@ class ZennitRule(LayerRule):
         self.hook = hook
 
     def check(self, module: torch.nn.Module) -> None:
-        """Raise TypeError if the rule modifies parameters, and those of ``module`` are not its own."""
+        """Raise TypeError if the rule modifies parameters, and ``module`` is no linear map of parameters of its own."""
+        if changes_parameters(self.hook) and type(module).__name__.endswith(NORMS):
+            raise TypeError(
+                f"{type(self.hook).__name__} got {type(module).__name__}, which is not linear in its input, so that "
+                "its contributions have no signs to tell; expected a linear layer. Leave norms to the operator rules."
+            )
         if changes_parameters(self.hook) and hides_weight(module):
             raise TypeError(
                 f"{type(self.hook).__name__} got {type(module).__name__}, which makes its weight of other parameters "
