@@ -148,6 +148,7 @@ HEADS = torch.tensor([[1.0, -0.5, 0.2], [0.3, 0.8, 0.1]], dtype=torch.float64)
 WEIGHTED = {
     "plain": lambda w, v: w @ v,
     "talking heads": lambda w, v: torch.einsum("bhij,gh->bgij", w, HEADS) @ v[:, :2],
+    "talking heads, listed": lambda w, v: torch.einsum("bhij,gh->bgij", [w, HEADS]) @ v[:, :2],
     "talking heads, linear": lambda w, v: F.linear(w.permute(0, 2, 3, 1), HEADS).permute(0, 3, 1, 2) @ v[:, :2],
     "masked and renormalised": lambda w, v: (w.tril() + 1e-9) / (w.tril() + 1e-9).sum(-1, keepdim=True) @ v,
     "of a gate": lambda w, v: w @ torch.sigmoid(v),

@@ -62,12 +62,12 @@ def gate(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any], least: in
 
     Of two gates it is the one that is more surely one; two of one degree get equal shares.
     """
-    degrees = [strength(value) for value in operands(args, kwargs)]
-    if least > ACTIVATION and len(degrees) < 2:
+    factors = operands(args, kwargs)
+    if least > ACTIVATION and len(factors) < 2:
         # a matrix of constants mixes gates, which are none then
         output = function(*args, **kwargs)
-        return mixed(next(filter(depends, (*args, *kwargs.values())), None), output)
-    degrees = [degree if degree >= least else 0 for degree in degrees]
+        return mixed(factors[0], output) if factors else output
+    degrees = [degree if degree >= least else 0 for degree in map(strength, factors)]
     if len(degrees) == 2 and degrees[0] != degrees[1]:
         output = swap_call(function, args, kwargs, without(max(degrees)))
     else:
