@@ -19,6 +19,7 @@ from PIL import Image
 from tqdm import tqdm  # type: ignore[import-untyped]
 
 from .explainer import Explainer, Explanation, InputError
+from .journal import append, complete_lines
 from .parameters import nearest
 
 #: Keys of a line of the input; ``id`` is handed on.
@@ -151,14 +152,8 @@ class Results:
             )
 
     def read(self) -> Iterator[dict[str, Any]]:
-        """Yield the records, and cut off what a run that was stopped left of its last line."""
-        if not self.file.exists():
-            return
-        text = self.file.read_text(encoding="utf-8")
-        whole = text[: text.rfind("\n") + 1]
-        if whole != text:
-            self.file.write_text(whole, encoding="utf-8")
-        for number, line in enumerate(whole.split("\n")[:-1], 1):
+        """Yield the records of runs before."""
+        for number, line in enumerate(complete_lines(self.file), 1):
             try:
                 record = json.loads(line)
                 record["row"]
@@ -175,8 +170,7 @@ class Results:
     def add(self, record: dict[str, Any]) -> None:
         """Write a record down."""
         self.records[record["row"]] = record
-        with self.file.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(record, ensure_ascii=False) + "\n")
+        append(self.file, record)
 
 
 def run(explainer: Explainer, rows: list[Row], results: Results, contrastive: bool, suffix: str) -> dict[str, int]:

@@ -8,7 +8,6 @@ searches into a folder: for several, give :meth:`Study.objective` to Optuna or R
 from __future__ import annotations
 
 import json
-import os
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict
@@ -21,6 +20,7 @@ from .composites import TransformerComposite
 from .configuration import made_with
 from .explainer import InputError
 from .features import Fixed
+from .journal import append, complete_lines
 from .leaderboard import WINNER, Result, Trial, written
 from .perturbation import bootstrap
 from .samples import Samples
@@ -55,16 +55,9 @@ class Log:
     def __init__(self, path: Path, identity: Mapping[str, str]) -> None:
         self.path, self.trials = path, list[Trial]()
         wanted = {**identity, "versions": made_with(None)}
-        # bytes: a line may have been cut in the middle of a letter
-        text = path.read_bytes() if path.exists() else b""
-        complete = text[: text.rfind(b"\n") + 1]
-        if complete != text:
-            # not written anew, so that nothing is lost if it is interrupted
-            os.truncate(path, len(complete))
-        # not splitlines: a name may hold other line separators
-        lines = complete.split(b"\n")[:-1]
+        lines = complete_lines(path)
         if not lines:
-            self.write(wanted)
+            append(path, wanted)
             return
         try:
             head, *records = map(json.loads, lines)
@@ -85,16 +78,9 @@ class Log:
                 "search into a folder; choose another folder, or delete it"
             )
 
-    def write(self, record: Mapping[str, Any]) -> None:
-        """Write a line, onto the disk."""
-        with self.path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(record, ensure_ascii=False) + "\n")
-            file.flush()
-            os.fsync(file.fileno())
-
     def add(self, trial: Trial) -> None:
         """Write a trial."""
-        self.write(asdict(trial))
+        append(self.path, asdict(trial))
         self.trials.append(trial)
 
 
