@@ -6,7 +6,6 @@ This module does not decide which rule goes where: see :mod:`zennit_attn.composi
 from __future__ import annotations
 
 import copy
-import warnings
 import weakref
 from collections.abc import Callable
 from functools import partial
@@ -20,7 +19,7 @@ from .conversion import ZennitRule, adopt
 from .operands import Form, operands
 from .roles import is_linear
 from .rules import Rule
-from .scope import ForwardHandle, FrozenHandle, enclosing_policy, is_shielded, refuse_foreign, watch_rules
+from .scope import ForwardHandle, FrozenHandle, enclosing_policy, is_shielded, refuse_foreign, report_once, watch_rules
 
 T = TypeVar("T")
 
@@ -30,7 +29,6 @@ GRADIENT_RULES = (ReLUDeconvNet, ReLUGuidedBackprop, ReLUBetaSmooth)
 #: Attention implementations whose kernels the rules see; others call kernels that no rule can look into.
 ATTENTION_IMPLEMENTATIONS = (None, "eager", "sdpa")
 
-_reported: weakref.WeakKeyDictionary[torch.nn.Module, set[str]] = weakref.WeakKeyDictionary()
 _registered: weakref.WeakKeyDictionary[torch.nn.Module, Composite] = weakref.WeakKeyDictionary()
 
 
@@ -170,16 +168,7 @@ def report_unused(model: torch.nn.Module, title: str, name: str, rule: Rule, str
         "which was not called, or only inside of a module with a rule of its own; expected a module that is. What "
         "uses its weights is explained by the rules around it: give the rule to that module, or leave it out."
     )
-    report_once(model, title, message, strict)
-
-
-def report_once(model: torch.nn.Module, title: str, message: str, strict: bool) -> None:
-    """Raise UnusedRuleError, or warn, once for each model and title."""
-    if strict:
-        raise UnusedRuleError(message)
-    if title not in _reported.setdefault(model, set()):
-        _reported[model].add(title)
-        warnings.warn(message, UnusedRuleWarning, stacklevel=2)
+    report_once(model, (title,), message, UnusedRuleError, UnusedRuleWarning, strict)
 
 
 class EntryHandle:
@@ -213,7 +202,7 @@ class EntryHandle:
             "hold: got a plain gradient; expected a call of the model itself. To explain what another method returns, "
             "put a module around the model whose forward calls that method, and the composite on it."
         )
-        report_once(self.model, name, message, self.strict)
+        report_once(self.model, (name,), message, UnusedRuleError, UnusedRuleWarning, self.strict)
 
     def remove(self) -> None:
         """Stop looking."""

@@ -37,6 +37,7 @@ from .scope import (
     Inventory,
     applied,
     enclosing_policy,
+    follow_cuts,
     follow_module,
     is_shielded,
     recorder,
@@ -44,7 +45,6 @@ from .scope import (
     report_functions,
     run_inside,
     shield,
-    watch_functions,
 )
 
 Stabilize = Callable[[Tensor], Tensor]
@@ -181,7 +181,7 @@ class Operators(Rule):
 
         def look_once(*args: Any, **kwargs: Any) -> Any:
             nonlocal first
-            watch_functions()
+            follow_cuts(everything=True)
             output = handles[0].wrapped.forward(*args, **kwargs)
             if report_functions(output, (args, kwargs), bool(checkpoints), self.form):
                 first = False

@@ -87,7 +87,7 @@ class OperatorMode(TorchFunctionMode):
         super().__init__()
         self.policy, self.form, self.strict, self.root = policy, form, strict, root
         #: What was computed of the input under ``torch.no_grad``, and whether there may be something.
-        self.cuts: Cuts | None = None
+        self.cuts: Any = None
         self.following = False
         #: Whether to look at every function, and whether a checkpoint that is known to run with rules is running.
         self.watching = self.rerunning = False
@@ -112,8 +112,6 @@ class OperatorMode(TorchFunctionMode):
         """Call ``func`` by its rule, and follow what is computed without a graph, for as long as there is something."""
         self.following = False
         output = OperatorMode.__torch_function__(self, func, types, args, kwargs)
-        if self.cuts is None:
-            self.cuts = Cuts()
         if self.table is not self.nothing and self.cuts.follow(func, args, kwargs, output):
             report_cut(func)
         if self.watching and not self.rerunning and in_checkpoint() and operands(args, kwargs):
@@ -150,7 +148,7 @@ class _State(threading.local):
 
 
 _state = _State()
-_reported: weakref.WeakKeyDictionary[torch.nn.Module, set[tuple[str, str]]] = weakref.WeakKeyDictionary()
+_reported: weakref.WeakKeyDictionary[torch.nn.Module, set[tuple[str, ...]]] = weakref.WeakKeyDictionary()
 
 
 @contextmanager
@@ -324,24 +322,25 @@ def known_checkpoint(mode: OperatorMode) -> Iterator[None]:
         mode.rerunning = before
 
 
-def watch_functions() -> None:
-    """Look at every function until the forward ends: not all that turns graphs off is one."""
-    if _state.mode is not None:
-        _state.mode.watching = _state.mode.following = True
+def follow_cuts(everything: bool = False) -> None:
+    """Follow, from here on, what is computed without a graph.
 
-
-def follow_cuts() -> None:
-    """Follow, from here on, what is computed without a graph."""
-    if _state.mode is not None:
-        _state.mode.following = True
+    Parameters
+    ----------
+    everything : bool, optional
+        Look at every function until the forward ends: not all that turns graphs off is one.
+    """
+    mode = _state.mode
+    if mode is not None:
+        # a compiler traces no forward that has them
+        mode.cuts = mode.cuts or Cuts()
+        mode.following, mode.watching = True, mode.watching or everything
 
 
 def follow_module(args: Any, kwargs: Any, output: Any) -> None:
     """Follow what was computed without a graph through a module that has a layer rule."""
     mode = _state.mode
     if mode is not None and mode.following:
-        if mode.cuts is None:
-            mode.cuts = Cuts()
         with torch._C.DisableTorchFunction():
             mode.cuts.follow(None, args, kwargs, output)
 
@@ -482,15 +481,15 @@ def report(function: Any) -> None:
     UnknownOperationError
         If the composite is strict.
     """
-    # no rule can look up an autograd function
-    advice = "put a function in its place with" if isinstance(function, type) else "register a rule with"
-    name = "FunctionCanonizer" if isinstance(function, type) else "register_operator"
-    warn_once(
+    advice = "register a rule with zennit_attn.register_operator"
+    if isinstance(function, type):
+        # no rule can look up an autograd function
+        advice = "put a function in its place with zennit_attn.FunctionCanonizer"
+    report_here(
         function,
         "no rule is known for {function}, called in {name!r} ({kind}): got an operation on the relevance path "
         "that is neither ruled, linear nor routing, and what it passes back is the plain gradient. "
-        f"Give the module a layer rule (for example zennit.rules.Pass for an element-wise function), or {advice} "
-        f"zennit_attn.{name}.",
+        f"Give the module a layer rule (for example zennit.rules.Pass for an element-wise function), or {advice}.",
         UnknownOperationError,
         UnknownOperationWarning,
     )
@@ -504,7 +503,7 @@ def report_cut(function: Any) -> None:
     CutOffError
         If the composite is strict.
     """
-    warn_once(
+    report_here(
         function,
         "{function}, called in {name!r} ({kind}), got something that the model computed of its input under "
         "torch.no_grad, and the relevance that goes there is lost; expected a model that computes it with a graph. "
@@ -514,17 +513,30 @@ def report_cut(function: Any) -> None:
     )
 
 
-def warn_once(function: Any, message: str, error: type[Exception], warning: type[Warning]) -> None:
-    """Raise an error if the composite is strict, else warn, once for each function and place."""
+def report_here(function: Any, message: str, error: type[Exception], warning: type[Warning]) -> None:
+    """Report a function and the place of its call, which the message has as fields, once for both."""
     name, kind = place()
     title = str(getattr(function, "__qualname__", None) or getattr(function, "__name__", repr(function)))
     message = message.format(function=title, name=name, kind=kind)
-    mode = _state.mode
-    if mode is None or mode.strict:
+    if _state.mode is None:
         raise error(message)
-    places = _reported.setdefault(mode.root, set())
-    if (title, name) not in places:
-        places.add((title, name))
+    report_once(_state.mode.root, (title, name), message, error, warning, _state.mode.strict)
+
+
+def report_once(
+    model: torch.nn.Module,
+    key: tuple[str, ...],
+    message: str,
+    error: type[Exception],
+    warning: type[Warning],
+    strict: bool,
+) -> None:
+    """Raise an error if the composite is strict, else warn, once for each model and key."""
+    if strict:
+        raise error(message)
+    known = _reported.setdefault(model, set())
+    if key not in known:
+        known.add(key)
         warnings.warn(message, warning, stacklevel=2)
 
 
@@ -584,7 +596,7 @@ def report_stale(parameter: str) -> None:
     UnknownOperationError
         If the composite is strict.
     """
-    warn_once(
+    report_here(
         parameter,
         "got a tensor that the model computed of its parameter {function} before the context and kept, which requires "
         "grad, and which the rules take for something that depends on the input; expected none: run the model under "
