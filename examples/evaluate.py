@@ -19,7 +19,6 @@ import torchvision
 import transformers
 
 import zennit_attn
-from zennit_attn.baselines import METHODS
 from zennit_attn.evaluation import (
     Fixed,
     Patches,
@@ -33,6 +32,7 @@ from zennit_attn.evaluation import (
     relevance_rank_accuracy,
     select,
 )
+from zennit_attn.evaluation.baselines import METHODS
 
 NAMES = {
     "random": "random",
@@ -57,7 +57,7 @@ HEADER = """# Evaluation
 
 Written by `python examples/evaluate.py --out docs/evaluation.md`. Each score is a mean over samples with its 95 %
 confidence interval (bootstrap over samples); the best of a column is bold. The methods are those of
-`zennit_attn.baselines`, with their default parameters; a dash says that a method does not apply.
+`zennit_attn.evaluation.baselines`, with their default parameters; a dash says that a method does not apply.
 
 - **ΔA** is the area between the curves of least and most relevant first (AttnLRP paper), in units of the explained
   logit: how much longer the logit lasts if what a method calls irrelevant is removed first. What is removed becomes

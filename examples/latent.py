@@ -11,7 +11,7 @@ import language
 import torch
 
 from zennit_attn import AttnLRPComposite, ModelAdapter, heatmap, input_x_gradient
-from zennit_attn.roles import role
+from zennit_attn.composites.roles import role
 
 
 def watch(model):

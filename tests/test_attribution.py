@@ -15,7 +15,7 @@ from zennit_attn import (
     input_x_gradient,
     targets,
 )
-from zennit_attn.attribution import PaddingWarning, TrainingWarning
+from zennit_attn.errors import PaddingWarning, TrainingWarning
 
 IDS = torch.tensor([[5, 9, 33, 12, 7], [8, 60, 2, 2, 41]])
 

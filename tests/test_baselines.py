@@ -9,8 +9,8 @@ import torch
 import transformers
 
 from zennit_attn import AttnLRPComposite, InputXGradient, baselines, input_x_gradient, targets
-from zennit_attn.baselines import METHODS, AttentionWeights
 from zennit_attn.evaluation import Fixed, Patches, Tokens, exact_occlusion
+from zennit_attn.evaluation.baselines import METHODS, AttentionWeights
 
 GRAPHS = ("gradient", "input_x_gradient", "integrated_gradients", "attnlrp", "cp_lrp")
 ROLLOUTS = ("attention_rollout", "gradient_attention_rollout")

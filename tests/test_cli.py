@@ -420,6 +420,6 @@ def test_the_entry_point_is_installed():
 
 def test_as_a_program():
     program = shutil.which("zennit-attn")
-    command = [program] if program else [sys.executable, "-m", "zennit_attn.cli"]
+    command = [program] if program else [sys.executable, "-m", "zennit_attn.cli.main"]
     done = subprocess.run([*command, "composites", "--json"], capture_output=True, text=True, check=True, cwd=ROOT)
     assert "attnlrp" in json.loads(done.stdout)

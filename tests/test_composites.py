@@ -18,8 +18,8 @@ from zennit_attn import (
     rules,
     save_composite,
 )
-from zennit_attn.configuration import PRESETS, to_toml
-from zennit_attn.parameters import parameters_of
+from zennit_attn.composites.configuration import PRESETS, to_toml
+from zennit_attn.composites.parameters import parameters_of
 
 ZENNIT = [
     (zennit.rules.Epsilon, {"epsilon": 0.5, "zero_params": ["bias"]}),

@@ -14,7 +14,6 @@ import sklearn.metrics
 import torch
 
 from zennit_attn import evaluation, targets
-from zennit_attn.baselines import METHODS
 from zennit_attn.evaluation import (
     Curve,
     Fixed,
@@ -32,6 +31,7 @@ from zennit_attn.evaluation import (
     relevance_mass_accuracy,
     relevance_rank_accuracy,
 )
+from zennit_attn.evaluation.baselines import METHODS
 
 WEIGHTS = torch.tensor([[4.0, -1.0, 2.0, 1.0], [0.0, 0.0, 0.0, 0.0]])
 MASK = torch.tensor([[1, 1, 1, 1, 1], [1, 1, 1, 0, 0]])

@@ -20,9 +20,10 @@ from transformers import PreTrainedTokenizerFast
 from zennit.image import CMAPS
 
 from zennit_attn import heatmap
-from zennit_attn.canvas import GlyphWarning, Picture, Rectangle, Text, contrast, ink_on
-from zennit_attn.figure import CMAP, Paint
-from zennit_attn.tokens import ALPHABET, clean_tokens, convention, visible
+from zennit_attn.errors import GlyphWarning
+from zennit_attn.heatmap.canvas import Picture, Rectangle, Text, contrast, ink_on
+from zennit_attn.heatmap.figure import CMAP, Paint
+from zennit_attn.heatmap.words import ALPHABET, clean_tokens, convention, visible
 
 ROOT = Path(__file__).parent.parent
 TEXTS = [
@@ -416,7 +417,7 @@ def test_letters_that_no_font_has_are_reported():
 
 def test_text_takes_the_first_font_that_has_it(tmp_path):
     file = tmp_path / "mine.ttf"
-    from zennit_attn.pdf import font_file
+    from zennit_attn.heatmap.pdf import font_file
 
     file.write_bytes(font_file(None))
     face = heatmap.tokens(["a"], [1.0], font=[file]).canvas.face

@@ -10,7 +10,7 @@ import torchvision
 import zennit.rules
 
 from zennit_attn import AttnLRPComposite, CPLRPComposite, GammaViTComposite, InputXGradient, input_x_gradient, targets
-from zennit_attn.finiteness import NotFiniteError
+from zennit_attn.errors import NotFiniteError
 from zennit_attn.ledger import Ledger
 from zennit_attn.rules import Epsilon, Gamma
 

@@ -11,8 +11,8 @@ from zennit.attribution import Gradient
 from zennit.composites import LayerMapComposite, NameMapComposite
 
 from zennit_attn import AttnLRPComposite, CPLRPComposite, InputXGradient, input_x_gradient, register_operator
+from zennit_attn.errors import UnknownOperationError, UnknownOperationWarning
 from zennit_attn.rules import CPLRP, AttnLRP, Epsilon, Operators
-from zennit_attn.scope import UnknownOperationError, UnknownOperationWarning
 
 from . import oracle
 

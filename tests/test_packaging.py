@@ -13,7 +13,7 @@ ROOT = Path(__file__).parent.parent
 USE = """
 import zennit_attn
 from zennit.composites import COMPOSITES
-from zennit_attn.configuration import PRESETS, preset_file
+from zennit_attn.composites.configuration import PRESETS, preset_file
 for name in PRESETS:
     assert zennit_attn.load_composite(name) == PRESETS[name](), name
     print(preset_file(name))

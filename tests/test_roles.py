@@ -8,7 +8,7 @@ import torchvision
 import transformers
 
 from zennit_attn import AttnLRPComposite, GammaViTComposite, rules
-from zennit_attn.roles import is_linear, role
+from zennit_attn.composites.roles import is_linear, role
 
 DEPTH = 2
 IMAGE = {**models.IMAGE, "num_hidden_layers": DEPTH}

@@ -12,8 +12,8 @@ from zennit.composites import EpsilonPlus
 from zennit.core import Composite
 
 from zennit_attn import AttnLRPComposite, CPLRPComposite, GammaViTComposite, InputXGradient, input_x_gradient
+from zennit_attn.errors import UnknownOperationError, UnknownOperationWarning
 from zennit_attn.rules import CPLRP, AttnLRP, Gamma, Operators
-from zennit_attn.scope import UnknownOperationError, UnknownOperationWarning
 
 MAKERS = {"llama": models.llama, "gpt2": models.gpt2, "torchvision_vit": models.torchvision_vit}
 

@@ -12,10 +12,8 @@ import zennit.rules
 from zennit.composites import LayerMapComposite, NameMapComposite
 
 from zennit_attn import AttnLRPComposite, CPLRPComposite, InputXGradient, input_x_gradient, targets
-from zennit_attn.finiteness import NotFiniteError
-from zennit_attn.registration import UnusedRuleError, UnusedRuleWarning
+from zennit_attn.errors import CutOffError, CutOffWarning, NotFiniteError, UnusedRuleError, UnusedRuleWarning
 from zennit_attn.rules import Gamma
-from zennit_attn.scope import CutOffError, CutOffWarning
 
 from . import models
 from .models import WIDTH

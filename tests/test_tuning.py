@@ -26,19 +26,19 @@ from PIL import Image
 from zennit.attribution import Gradient
 
 from zennit_attn import GammaViTComposite, load_composite, tuning
-from zennit_attn.baselines import lrp
-from zennit_attn.canvas import Rectangle, Text
-from zennit_attn.configuration import to_toml
-from zennit_attn.explainer import InputError
-from zennit_attn.features import fix
-from zennit_attn.leaderboard import contact_sheet
-from zennit_attn.perturbation import Interval
+from zennit_attn.composites.configuration import to_toml
+from zennit_attn.errors import InputError
+from zennit_attn.evaluation.baselines import lrp
+from zennit_attn.evaluation.features import fix
+from zennit_attn.evaluation.perturbation import Interval
+from zennit_attn.heatmap.canvas import Rectangle, Text
 from zennit_attn.rules import Epsilon, Gamma
-from zennit_attn.scatter import RED, scatter, ticks_of
-from zennit_attn.space import Space
-from zennit_attn.study import SCORES
 from zennit_attn.targets import MaxLogit
 from zennit_attn.tuning import Samples, Study, Trial, read_study, tune
+from zennit_attn.tuning.leaderboard import contact_sheet
+from zennit_attn.tuning.scatter import RED, scatter, ticks_of
+from zennit_attn.tuning.space import Space
+from zennit_attn.tuning.study import SCORES
 
 ROOT = Path(__file__).parent.parent
 needs_optuna = pytest.mark.skipif(importlib.util.find_spec("optuna") is None, reason="needs optuna")

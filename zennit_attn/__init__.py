@@ -2,31 +2,39 @@
 
 ``with AttnLRPComposite().context(model)`` makes the backward pass of one model instance propagate relevance;
 ``input_x_gradient`` converts any composite of zennit to the fast Input x Gradient form. Start with the README.
+
+Everything public is here without a second import; what it takes (torch, zennit) is imported when it is asked for.
 """
 
-from . import heatmap, targets
-from .adapters import ModelAdapter
-from .attribution import InputXGradient
-from .canonizers import FunctionCanonizer, MultiheadAttentionCanonizer
-from .catalog import register_operator
-from .composites import AttnLRPComposite, CPLRPComposite, GammaViTComposite
-from .configuration import load_composite, save_composite
-from .registration import input_x_gradient
-from .version import __version__
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
-__all__ = [
-    "AttnLRPComposite",
-    "CPLRPComposite",
-    "FunctionCanonizer",
-    "GammaViTComposite",
-    "InputXGradient",
-    "ModelAdapter",
-    "MultiheadAttentionCanonizer",
-    "__version__",
-    "heatmap",
-    "input_x_gradient",
-    "load_composite",
-    "register_operator",
-    "save_composite",
-    "targets",
-]
+from .version import __version__ as __version__
+
+if TYPE_CHECKING:
+    from . import composites as composites
+    from . import errors as errors
+    from . import evaluation as evaluation
+    from . import heatmap as heatmap
+    from . import rules as rules
+    from . import targets as targets
+    from . import tuning as tuning
+    from ._public import *  # noqa: F403
+
+#: Modules and packages that are public as a whole.
+_ROOMS = ("composites", "errors", "evaluation", "heatmap", "rules", "targets", "tuning")
+
+
+def __getattr__(name: str) -> Any:
+    if name in _ROOMS:
+        return import_module(f".{name}", __name__)
+    if name == "__all__":
+        return __dir__()
+    public = import_module("._public", __name__)
+    if name in public.__all__:
+        return getattr(public, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted([*_ROOMS, *import_module("._public", __name__).__all__, "__version__"])

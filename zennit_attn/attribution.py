@@ -16,20 +16,13 @@ from zennit.attribution import Attributor
 from zennit.core import Composite
 
 from .adapters import explained, target_mask
-from .finiteness import NotFiniteError, watch
-from .functions import divide
+from .engine.finiteness import watch
+from .engine.functions import divide
+from .errors import NotFiniteError, PaddingWarning, TrainingWarning
+from .hints import nearest
 from .inputs import leaves_of, split_input
 from .ledger import Ledger, Recorder, recording
-from .parameters import nearest
 from .targets import MASK, Target
-
-
-class PaddingWarning(UserWarning):
-    """The model gave relevance to padding: it does not mask it."""
-
-
-class TrainingWarning(UserWarning):
-    """The model is in training mode, in which it drops values at random."""
 
 
 @dataclass(frozen=True)

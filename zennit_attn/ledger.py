@@ -19,11 +19,13 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_map_only
 
-from .catalog import functions
-from .functions import multiply
-from .operands import WEIGHT, depends, mark, operands, strength, swap
-from .scope import OperatorMode, record_with
-from .scope import recorder as current_recorder
+from .engine.catalog import functions
+from .engine.functions import multiply
+from .engine.gates import WEIGHT, mark, strength
+from .engine.mode import OperatorMode
+from .engine.operands import depends, operands, swap
+from .engine.state import record_with
+from .engine.state import recorder as current_recorder
 
 #: Kinds of functions in which relevance may stay, and what is said to keep it.
 KEEPING = {

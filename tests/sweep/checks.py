@@ -15,7 +15,7 @@ from torch.utils._pytree import tree_leaves
 
 from sweep.leaves import ConstantLeaves, Leaves
 from zennit_attn import AttnLRPComposite, CPLRPComposite, input_x_gradient
-from zennit_attn.scope import UnknownOperationError
+from zennit_attn.errors import UnknownOperationError
 
 #: Entries of an output, in the order in which they are tried; else the first floating-point tensor is explained.
 EXPLAINED = ("logits", "logits_per_image", "itm_score", "start_logits", "prediction_logits")

@@ -1,0 +1,271 @@
+"""Base of the presets: which rule goes to which module of a model, by name, role and type."""
+
+from __future__ import annotations
+
+import fnmatch
+import inspect
+from collections.abc import Sequence
+from typing import Any, ClassVar
+
+import torch
+import zennit.types
+from zennit.canonizers import Canonizer
+from zennit.core import Hook
+
+from ..hints import nearest
+from ..rules.layer import Identity
+from ..rules.operators import Operators, SelectiveScan
+from ..rules.rule import Rule
+from .canonizers import FunctionCanonizer, MultiheadAttentionCanonizer
+from .parameters import parameters_of
+from .registration import EntryHandle, ScopedComposite, is_registered, refuse_hidden
+from .roles import ROLES, role
+
+Map = Sequence[tuple[Any, Hook]]
+
+
+#: Element-wise modules of which the forward is written in several operations.
+ELEMENTARY_ACTIVATIONS = (
+    "NewGELUActivation",
+    "FastGELUActivation",
+    "QuickGELUActivation",
+    "ClippedGELUActivation",
+    "AccurateGELUActivation",
+    "LaplaceActivation",
+    "ReLUSquaredActivation",
+    "SqrtSoftplusActivation",
+    "XIELUActivation",
+    "BloomGelu",
+    "GELUTanh",
+    "QuickGELU",
+)
+
+
+class TransformerComposite(ScopedComposite):
+    """Base of the presets: operator rules for the whole model, and layer rules by name, role and type.
+
+    The first entry that fits decides, in the order: ``name_map``, ``role_map``, ``layer_map``, the preset's own.
+
+    Parameters
+    ----------
+    operators : zennit_attn.rules.Operators, optional
+        Operator rules of the whole model.
+    layer_map : list of tuple, optional
+        ``(type, or tuple of types, or names of types, rule)``, as in :mod:`zennit.composites`.
+    name_map : list of tuple, optional
+        ``(name, or tuple of names, rule)``; a name may be a pattern, such as ``"*.mlp.*"``.
+    role_map : list of tuple, optional
+        ``(role, or tuple of roles, rule)``, see :func:`zennit_attn.composites.roles.role`.
+    canonizers : list of zennit.canonizers.Canonizer, optional
+        Canonizers to apply, after those of :mod:`zennit_attn.composites.canonizers`.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If a map is not one, or names a role that there is not.
+    """
+
+    #: Name of the preset, also in :data:`zennit.composites.COMPOSITES`; None for composites that are none.
+    preset: ClassVar[str | None] = None
+
+    def __init__(
+        self,
+        operators: Operators | None = None,
+        layer_map: Map | None = None,
+        name_map: Map | None = None,
+        role_map: Map | None = None,
+        canonizers: list[Canonizer] | None = None,
+    ) -> None:
+        self.operators = operators
+        self.strict = operators is not None and operators.strict
+        self.name_map = check_map("name_map", name_map, (str,))
+        self.role_map = check_map("role_map", role_map, (str,))
+        self.layer_map = check_map("layer_map", layer_map, (str, type))
+        for roles, _ in self.role_map:
+            for given in roles:
+                if given not in ROLES:
+                    raise ValueError(f"role_map got {given!r}, expected one of {ROLES}; {nearest(given, ROLES)}")
+        self.given_canonizers = list(canonizers or [])
+        super().__init__(self.mapping, [MultiheadAttentionCanonizer(), FunctionCanonizer(), *self.given_canonizers])
+
+    def own_role_map(self) -> list[tuple[tuple[str, ...], Hook]]:
+        """Return the preset's own rules by role, each of which has to fit a module of the model."""
+        return []
+
+    def own_layer_rule(self, name: str, module: torch.nn.Module) -> Rule | None:
+        """Return the preset's own rule of a module that no map fits."""
+        if type(module).__name__ in ELEMENTARY_ACTIVATIONS and next(module.children(), None) is None:
+            return Identity()
+        if self.operators is not None and role(name, module) == "state_space":
+            return SelectiveScan(self.operators.strict)
+        return self.operators if name == "" else None
+
+    def mapping(self, ctx: dict[Any, Any], name: str, module: torch.nn.Module) -> Hook | None:
+        """Return the rule of a module."""
+        place = role(name, module)
+        for patterns, rule in self.name_map:
+            if any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns):
+                return rule
+        for roles, rule in self.role_map:
+            if place in roles:
+                return rule
+        for types, rule in self.layer_map:
+            if any(is_type(module, kind) for kind in types):
+                return rule
+        for roles, rule in self.own_role_map():
+            if place in roles:
+                return rule
+        own = self.own_layer_rule(name, module)
+        if own is not None:
+            own.optional = True
+        return own
+
+    def register(self, module: torch.nn.Module) -> None:
+        """Apply the composite to a model, see :meth:`ScopedComposite.register`.
+
+        Raises
+        ------
+        ValueError
+            If an entry of a map fits no module of the model.
+        """
+        refuse_hidden(module)
+        super().register(module)
+        if self.operators is not None:
+            self.handles.append(EntryHandle(module, self.strict))
+        try:
+            self.check_matches(module)
+        except BaseException:
+            self.remove()
+            raise
+
+    def check_matches(self, model: torch.nn.Module) -> None:
+        """Raise ValueError if an entry of a map fits no module of the model."""
+        named = dict(model.named_modules())
+        for patterns, rule in self.name_map:
+            for pattern in patterns:
+                if not fnmatch.filter(named, pattern):
+                    raise ValueError(
+                        f"name_map got {pattern!r} for {rule!r}, which fits no module of {type(model).__name__}; "
+                        + nearest(pattern, named)
+                    )
+        roles = {place for name, module in named.items() if (place := role(name, module))}
+        for wanted, rule in (*self.role_map, *self.own_role_map()):
+            if not roles.intersection(wanted):
+                raise ValueError(
+                    f"{type(self).__name__} got {type(model).__name__}, in which no module has the role "
+                    f"{' or '.join(map(repr, wanted))} for {rule!r}; its roles are {sorted(roles) or 'none'}. Name the "
+                    "modules with name_map, or choose another preset."
+                )
+        for types, rule in self.layer_map:
+            for kind in types:
+                if not any(is_type(module, kind) for module in named.values()):
+                    kinds = {type(module).__name__ for module in named.values()}
+                    title = kind if isinstance(kind, str) else kind.__name__
+                    raise ValueError(
+                        f"layer_map got {title} for {rule!r}, which fits no module of {type(model).__name__}; "
+                        + nearest(title, sorted(kinds))
+                    )
+
+    def assignments(self, model: torch.nn.Module) -> list[tuple[str, str | None, Hook]]:
+        """Return name, role and rule of each module of a model that has a rule; the model stays as it is.
+
+        Raises
+        ------
+        ValueError
+            If an entry of a map fits no module of the model.
+        """
+        found = []
+        handles: list[Canonizer] = []
+        try:
+            # a model on which a composite is registered is canonized already
+            for canonizer in () if is_registered(model) else self.canonizers:
+                handles += canonizer.apply(model)
+            self.check_matches(model)
+            for name, module in model.named_modules():
+                rule = self.mapping({}, name, module)
+                if rule is not None:
+                    found.append((name, role(name, module), rule))
+        finally:
+            for handle in handles:
+                handle.remove()
+        return found
+
+    def describe(self, model: torch.nn.Module) -> str:
+        """Return a table of the modules that have a rule: module, role, rule, parameters.
+
+        Parameters
+        ----------
+        model : torch.nn.Module
+            Model to describe; it stays as it is.
+
+        Returns
+        -------
+        str
+            One line a module.
+        """
+        rows = [("module", "role", "rule", "parameters")]
+        for name, place, rule in self.assignments(model):
+            known = parameters_of(rule)
+            text = ", ".join(f"{key}={value!r}" for key, value in known.items() if value is not None)
+            rows.append((name or "(the model)", place or "", type(rule).__name__, text))
+        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+        return "\n".join("  ".join(map(str.ljust, row, widths)).rstrip() for row in rows)
+
+    def parameters(self) -> dict[str, Any]:
+        """Return the preset's own parameters: arguments of the constructor that are not maps."""
+        names = inspect.signature(type(self).__init__).parameters
+        skipped = ("self", "layer_map", "name_map", "role_map", "canonizers", "operators")
+        return {name: getattr(self, name) for name in names if name not in skipped}
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, TransformerComposite) and self._content() == other._content()
+
+    def __hash__(self) -> int:
+        return hash((type(self), self.form))
+
+    def _content(self) -> tuple[Any, ...]:
+        maps = [
+            [(tuple(map(title_of, keys)), type(rule).__name__, parameters_of(rule)) for keys, rule in entries]
+            for entries in (self.name_map, self.role_map, self.layer_map)
+        ]
+        own = None if self.operators is None else self.operators.parameters()
+        return type(self), self.form, self.parameters(), own, maps, [type(item) for item in self.canonizers]
+
+
+def title_of(kind: Any) -> str:
+    """Return the name of a module type, or the text itself."""
+    return kind.removeprefix("zennit.types.") if isinstance(kind, str) else kind.__name__
+
+
+def check_map(name: str, entries: Map | None, kinds: tuple[type, ...]) -> list[tuple[tuple[Any, ...], Hook]]:
+    """Return the entries of a map, the keys of each as a tuple.
+
+    Raises
+    ------
+    TypeError
+        If it is not a list of pairs of keys and rules.
+    """
+    checked = []
+    for entry in entries or ():
+        if not isinstance(entry, (tuple, list)) or len(entry) != 2:
+            raise TypeError(f"{name} got {entry!r}, expected pairs (what it fits, rule)")
+        keys, rule = entry
+        keys = tuple(keys) if isinstance(keys, (tuple, list)) else (keys,)
+        if not all(isinstance(key, kinds) or hasattr(key, "__subclass__") for key in keys):
+            expected = " or ".join(kind.__name__ for kind in kinds)
+            raise TypeError(f"{name} got {keys!r}, expected {expected}, or a tuple of them")
+        if not isinstance(rule, Hook):
+            raise TypeError(f"{name} got {rule!r} for {keys!r}, expected a rule, such as Gamma(0.1)")
+        if getattr(rule, "form", "relevance") != "relevance":
+            raise TypeError(f"{name} got {rule!r} in the gradient form; convert the whole composite instead")
+        checked.append((keys, rule))
+    return checked
+
+
+def is_type(module: torch.nn.Module, kind: Any) -> bool:
+    """Tell whether a module is of a type, given itself or by its name or that of a base class."""
+    if isinstance(kind, str) and kind.startswith("zennit.types."):
+        kind = getattr(zennit.types, kind.removeprefix("zennit.types."))
+    if isinstance(kind, str):
+        return any(base.__name__ == kind for base in type(module).__mro__)
+    return isinstance(module, kind)

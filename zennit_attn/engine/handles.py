@@ -1,0 +1,84 @@
+"""Handles: what is put around one module instance, and taken off again without a trace."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from zennit.core import Hook
+
+
+class WrappedForward:
+    """A module instance's forward, with something around it for as long as it is active.
+
+    Parameters
+    ----------
+    forward : callable
+        The forward to wrap.
+    around : callable
+        ``(forward, args: tuple, kwargs: dict) -> output``.
+    rule : zennit.core.Hook, optional
+        Layer rule that it applies.
+    """
+
+    def __init__(self, forward: Any, around: Callable[[Any, Any, Any], Any], rule: Hook | None = None) -> None:
+        functools.update_wrapper(self, forward)
+        self.forward, self.around, self.rule, self.active = forward, around, rule, True
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Run the forward."""
+        return self.around(self.forward, args, kwargs) if self.active else self.forward(*args, **kwargs)
+
+    def __reduce__(self) -> Any:
+        raise RuntimeError(
+            "got an order to copy or to save a model on which a composite is registered, the copy of which would run "
+            "the original's forward; expected a model without rules: leave the context first."
+        )
+
+
+class ForwardHandle:
+    """Something around one module instance's forward, until it is removed.
+
+    Parameters
+    ----------
+    module : torch.nn.Module
+        Module of which the forward is wrapped; its class stays as it is.
+    around : callable
+        ``(forward, args: tuple, kwargs: dict) -> output``.
+    rule : zennit.core.Hook, optional
+        Layer rule that it applies.
+    """
+
+    def __init__(
+        self, module: torch.nn.Module, around: Callable[[Any, Any, Any], Any], rule: Hook | None = None
+    ) -> None:
+        self.module = module
+        self.before = vars(module).get("forward")
+        self.wrapped = WrappedForward(module.forward, around, rule)
+        module.forward = self.wrapped
+
+    def remove(self) -> None:
+        """Take it off; whatever was wrapped around it in between stays, and calls the original forward."""
+        self.wrapped.active = False
+        if vars(self.module).get("forward") is not self.wrapped:
+            return
+        del self.module.forward
+        if self.before is not None:
+            self.module.forward = self.before
+
+
+class FrozenHandle:
+    """Parameters that do not require grad, until it is removed: then ``requires_grad`` means *depends on the input*."""
+
+    def __init__(self, module: torch.nn.Module) -> None:
+        self.parameters = [parameter for parameter in module.parameters() if parameter.requires_grad]
+        for parameter in self.parameters:
+            parameter.requires_grad_(False)
+
+    def remove(self) -> None:
+        """Restore ``requires_grad``."""
+        for parameter in self.parameters:
+            parameter.requires_grad_(True)
+        self.parameters = []

@@ -1,0 +1,141 @@
+"""The mode that looks up every function which is called in a forward, and where it holds.
+
+:func:`run_inside` turns :class:`OperatorMode` on for the extent of one forward, and
+:func:`~zennit_attn.engine.state.shield` off, inside of a module that has a layer rule.
+
+This module does not know any rule: see :mod:`zennit_attn.engine.operators` for the table.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.utils.checkpoint
+from torch._C._functorch import maybe_current_level
+from torch.overrides import TorchFunctionMode
+
+from .basic import transformed, unknown
+from .checkpoints import in_checkpoint
+from .operands import Form, operands
+from .operators import PLAIN, find, numbered, table_of
+from .policy import Policy
+from .reports import report, report_cut
+from .state import state
+
+
+class _Nothing(dict[Any, Any]):
+    """A table in which every function is plain."""
+
+    def get(self, key: Any, default: Any = None) -> None:
+        """Return None, whatever the default."""
+
+
+class OperatorMode(TorchFunctionMode):
+    """Look up each function in a table, while a module's forward runs.
+
+    Parameters
+    ----------
+    policy : Policy
+        How operators are explained.
+    form : {"relevance", "gradient"}
+        Form of the backward signal.
+    strict : bool
+        Raise at an unknown operation, instead of warning.
+    root : torch.nn.Module
+        Module of which the forward turned this mode on, for reports.
+    """
+
+    #: The table inside of a module that has a layer rule.
+    nothing: Any = _Nothing()
+
+    def __init__(self, policy: Policy, form: Form, strict: bool, root: torch.nn.Module) -> None:
+        super().__init__()
+        self.policy, self.form, self.strict, self.root = policy, form, strict, root
+        #: What was computed of the input under ``torch.no_grad``, and whether there may be something.
+        self.cuts: Any = None
+        self.following = False
+        #: Whether to look at every function, and whether a checkpoint that is known to run with rules is running.
+        self.watching = self.rerunning = False
+        self.table: Any = self.table_for(policy)
+
+    def table_for(self, policy: Policy) -> Any:
+        """Return the table of a policy, in which :meth:`__torch_function__` looks."""
+        return table_of(policy.key(self.form))
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Call ``func`` by its rule."""
+        if self.following:
+            return self.follow(func, types, args, kwargs or {})
+        rule = self.table.get(func, unknown)
+        if rule is None:
+            return func(*args, **kwargs) if kwargs else func(*args)
+        if maybe_current_level() is not None:
+            rule = transformed
+        return rule(func, args, kwargs or {})
+
+    def follow(self, func: Any, types: Any, args: Any, kwargs: Any) -> Any:
+        """Call ``func`` by its rule, and follow what is computed without a graph, for as long as there is something."""
+        self.following = False
+        output = OperatorMode.__torch_function__(self, func, types, args, kwargs)
+        if self.table is not self.nothing and self.cuts.follow(func, args, kwargs, output):
+            report_cut(func)
+        if self.watching and not self.rerunning and in_checkpoint() and operands(args, kwargs):
+            report(torch.utils.checkpoint.checkpoint)
+        self.following = self.watching or bool(self.cuts.tensors) or not torch.is_grad_enabled()
+        return output
+
+
+class TracedMode(OperatorMode):
+    """The same for a compiler, which traces what it sees: rules come by their number."""
+
+    nothing = ""
+
+    def table_for(self, policy: Policy) -> str:
+        """Return the name of a policy's table."""
+        return policy.key(self.form)
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Call ``func`` by its rule."""
+        number = find(self.table, func) if self.table else PLAIN
+        if number == PLAIN:
+            return func(*args, **kwargs) if kwargs else func(*args)
+        return numbered[number](func, args, kwargs or {})
+
+
+def run_inside(
+    policy: Policy, form: Form, strict: bool, module: torch.nn.Module, forward: Any, args: Any, kwargs: Any
+) -> Any:
+    """Run a forward with operator rules on; those of the innermost module that has some decide.
+
+    Raises
+    ------
+    RuntimeError
+        If the forward around it runs in the other form: one graph has one form.
+    """
+    mode = state.mode
+    if mode is None:
+        if not torch.compiler.is_compiling() and maybe_current_level() is not None:
+            raise RuntimeError(
+                f"{type(module).__name__} got called inside of a transform of torch.func, which hides from the rules "
+                "what depends on the input; expected torch.autograd.grad or backward."
+            )
+        kind = TracedMode if torch.compiler.is_compiling() else state.kind or OperatorMode
+        # not `with ... as state.mode`, of which a compiler makes None
+        mode = state.mode = kind(policy, form, strict, module)
+        try:
+            with mode:
+                return forward(*args, **kwargs)
+        finally:
+            state.mode = None
+    if mode.form != form:
+        raise RuntimeError(
+            f"{type(module).__name__} has operator rules in the {form} form, inside of a forward in the {mode.form} "
+            "form; one graph has one form: convert the whole composite with input_x_gradient, not single hooks of it."
+        )
+    before = mode.policy, mode.table
+    mode.policy, mode.table = policy, mode.table_for(policy)
+    try:
+        return forward(*args, **kwargs)
+    finally:
+        mode.policy, mode.table = before

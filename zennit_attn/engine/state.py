@@ -1,0 +1,85 @@
+"""What is on in this thread: the mode that looks functions up, what shields from it, what records.
+
+This module does not know what a mode does: see :mod:`zennit_attn.engine.mode`.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from zennit.core import Hook
+
+from .policy import Policy
+
+
+class State(threading.local):
+    """What is on in this thread."""
+
+    mode: Any = None
+    shielded: bool = False
+    recorder: Any = None
+    fired: set[int] | None = None
+    kind: Any = None
+
+
+state = State()
+
+
+@contextmanager
+def record_with(recorder: Any, kind: type[Any]) -> Iterator[None]:
+    """Let a recorder see the calls of functions and of modules with a layer rule, see :mod:`zennit_attn.ledger`."""
+    state.recorder, state.kind = recorder, kind
+    try:
+        yield
+    finally:
+        state.recorder, state.kind = None, None
+
+
+def recorder() -> Any:
+    """Return what records, None at most times."""
+    return state.recorder
+
+
+@contextmanager
+def watch_rules() -> Iterator[set[int]]:
+    """Collect the ids of the rules that are applied in this thread."""
+    before, state.fired = state.fired, set()
+    try:
+        yield state.fired
+    finally:
+        state.fired = before
+
+
+def applied(rule: Hook) -> None:
+    """Note that a rule is applied."""
+    if state.fired is not None:
+        state.fired.add(id(rule))
+
+
+def enclosing_policy() -> Policy | None:
+    """Return the policy that holds around the call, None outside of every forward with operator rules."""
+    return None if state.mode is None else state.mode.policy
+
+
+@contextmanager
+def shield() -> Iterator[None]:
+    """Intercept nothing: the module inside has a rule of its own."""
+    mode, before = state.mode, state.shielded
+    table = None if mode is None else mode.table
+    state.shielded = True
+    if mode is not None:
+        mode.table = mode.nothing
+    try:
+        yield
+    finally:
+        state.shielded = before
+        if mode is not None:
+            mode.table = table
+
+
+def is_shielded() -> bool:
+    """Tell whether the call is inside of a module that has a layer rule."""
+    return state.shielded

@@ -1,0 +1,32 @@
+"""Scores of explanations: perturbation curves, localisation against a known truth, and sanity checks.
+
+Every score is computed for each sample of a batch, on the device of its inputs; :func:`bootstrap` gives the mean and a
+confidence interval. Padding counts nowhere. How relevance is computed is not decided here: see
+:mod:`zennit_attn.evaluation.baselines` for methods to compare.
+"""
+
+from .features import Fixed, Patches, Tokens, select
+from .localisation import pointing_game, reciprocal_rank, relevance_mass_accuracy, relevance_rank_accuracy
+from .perturbation import Curve, Interval, bootstrap, faithfulness, perturbation_curve
+from .sanity import Method, exact_occlusion, occlusion_agreement, randomisation, rank_correlation
+
+__all__ = [
+    "Curve",
+    "Fixed",
+    "Interval",
+    "Method",
+    "Patches",
+    "Tokens",
+    "bootstrap",
+    "exact_occlusion",
+    "faithfulness",
+    "occlusion_agreement",
+    "perturbation_curve",
+    "pointing_game",
+    "randomisation",
+    "rank_correlation",
+    "reciprocal_rank",
+    "relevance_mass_accuracy",
+    "relevance_rank_accuracy",
+    "select",
+]

@@ -1,0 +1,5 @@
+"""Explainer: a model by its name, and the explanation of one text or image."""
+
+from .explainer import Explainer, Explanation
+
+__all__ = ["Explainer", "Explanation"]

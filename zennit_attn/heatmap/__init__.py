@@ -1,0 +1,9 @@
+"""Relevance drawn for a paper, a notebook or a terminal: tokens, images, and layers or heads."""
+
+from .figure import Heatmap
+from .panels import images, imgify
+from .rows import TokenHeatmap, pdf_heatmap, tokens
+from .traces import trace
+from .words import clean_tokens
+
+__all__ = ["Heatmap", "TokenHeatmap", "clean_tokens", "images", "imgify", "pdf_heatmap", "tokens", "trace"]

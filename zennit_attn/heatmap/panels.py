@@ -1,0 +1,403 @@
+"""Panels: relevance of images, plain or over them, in a grid with labels."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from PIL import Image
+from zennit.cmap import ColorMap
+
+from .canvas import GREY, LIGHT, Canvas, Fonts, Picture, Pixels, Rectangle, Text
+from .figure import (
+    CMAP,
+    LEADING,
+    MARGIN,
+    MIDDLE,
+    NARROWEST,
+    SIZE,
+    SMALL,
+    WIDTH,
+    Array,
+    Heatmap,
+    Paint,
+    amount,
+    as_array,
+    largest,
+    note_on,
+    page,
+    with_scale,
+    with_title,
+)
+from .words import visible
+
+# the widest panel in points, and the room between panels in units of the size of the text
+WIDEST, GAP = 150.0, 0.6
+
+
+def imgify(
+    relevance: Any,
+    picture: Any = None,
+    *,
+    vmin: float | None = None,
+    vmax: float | None = None,
+    cmap: str | ColorMap = CMAP,
+    level: float = 1.0,
+    symmetric: bool = True,
+    opacity: float = 0.65,
+    smooth: bool = False,
+) -> Image.Image:
+    """Return relevance as an image, pixel by pixel, as :func:`zennit.image.imgify` does, or over a picture.
+
+    Unlike zennit's it is symmetric about zero by default, sums channels, and draws relevance that is zero everywhere.
+
+    Parameters
+    ----------
+    relevance : torch.Tensor or numpy.ndarray
+        Shape ``(height, width)``, or ``(channels, height, width)``, which is summed over channels.
+    picture : PIL.Image.Image, torch.Tensor or numpy.ndarray, optional
+        What the relevance is of: uint8 or from 0 to 1, of shape ``(height, width)``, ``(3, height, width)`` or
+        ``(height, width, 3)``. It is drawn in grey, and relevance over it, which is enlarged to it.
+    vmin, vmax : float, optional
+        Relevance of the outermost colours. If one is given and the colours are symmetric, it is the other one, too.
+    cmap, level, symmetric
+        As in :func:`zennit.image.imgify`.
+    opacity : float
+        Opacity of relevance over a picture, from 0 to 1.
+    smooth : bool
+        Whether to interpolate what is enlarged.
+
+    Returns
+    -------
+    PIL.Image.Image
+        In RGB, of the size of the picture, or of the relevance.
+
+    Raises
+    ------
+    ValueError
+        If shapes do not fit, or values are not finite or out of range.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from zennit_attn import heatmap
+    >>> image = heatmap.imgify(np.array([[-1.0, 0.0, 1.0]]))
+    >>> image.size, [image.getpixel((x, 0)) for x in range(3)]
+    ((3, 1), [(33, 102, 172), (255, 255, 255), (178, 24, 43)])
+    """
+    values, pixels = as_plane(relevance), None if picture is None else as_pixels(picture)
+    ends = bounds([values], vmin, vmax, symmetric)
+    return Image.fromarray(painted(values, pixels, ends, Paint(cmap, level), opacity, smooth))
+
+
+def images(
+    relevance: Any,
+    pictures: Any = None,
+    *,
+    grid: tuple[int, int] | None = None,
+    rows: Sequence[str] | None = None,
+    columns: Sequence[str] | None = None,
+    labels: Sequence[Any] | None = None,
+    shared: bool = True,
+    vmin: float | None = None,
+    vmax: float | None = None,
+    symmetric: bool = True,
+    opacity: float = 0.65,
+    smooth: bool = False,
+    title: str = "",
+    cmap: str | ColorMap = CMAP,
+    level: float = 1.0,
+    width: float = WIDTH,
+    size: float = SIZE,
+    font: Fonts = None,
+) -> Heatmap:
+    """Draw the relevance of images in a grid.
+
+    Parameters
+    ----------
+    relevance : torch.Tensor, numpy.ndarray, or list of these
+        Of one image, as :func:`imgify` takes it; of several, as a list or of shape ``(images, channels, height,
+        width)``; or of a grid, as a list of lists. None in a list is an image without relevance.
+    pictures : optional
+        One for all, or as many as there are images, each as :func:`imgify` takes it, or None.
+    grid : tuple of int, optional
+        Rows and columns; by default as the relevance or the labels are, and nearly square otherwise.
+    rows, columns : sequence of str, optional
+        What stands before each row, and above each column.
+    labels : sequence of str, optional
+        What stands below each image, in a list or in a list of lists.
+    shared : bool
+        Whether images have one scale, or each its own, which then stands below it.
+    vmin, vmax, symmetric, opacity, smooth
+        As in :func:`imgify`.
+    title, cmap, level, width, size, font
+        As in :func:`zennit_attn.heatmap.tokens`. Images are at most 150 points wide.
+
+    Returns
+    -------
+    Heatmap
+        Has ``save`` and ``image``.
+
+    Raises
+    ------
+    ValueError
+        If shapes or counts do not fit, or values are not finite or out of range.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from zennit_attn import heatmap
+    >>> picture = heatmap.images(torch.randn(6, 3, 8, 8), rows=["AttnLRP", "CP-LRP"], columns=["a", "b", "c"])
+    >>> picture.save("images.pdf")  # doctest: +SKIP
+    """
+    planes, shape = flattened(listed(relevance, as_plane), "relevance")
+    known = [values for values in planes if values is not None]
+    if not known:
+        raise ValueError("got no relevance, expected it of one image at least")
+    shape = shape_of(len(planes), grid or shape, rows, columns)
+    pixels, _ = flattened(listed(pictures, as_pixels), "pictures")
+    pixels = filled("pictures", pixels * (len(planes) if len(pixels) == 1 else 1), len(planes))
+    below, _ = flattened(listed(labels, shown), "labels")
+    below = filled("labels", below * (len(planes) if labels is None else 1), len(planes))
+    limits = [bounds(known if shared or values is None else [values], vmin, vmax, symmetric) for values in planes]
+    paint = Paint(cmap, level)
+    panels: list[tuple[Pixels | None, list[str]]] = []
+    for values, picture, ends, label in zip(planes, pixels, limits, below, strict=True):
+        drawn = picture if values is None else painted(values, picture, ends, paint, opacity, smooth)
+        scale = f"±{ends[1]:.3g}" if -ends[0] == ends[1] else f"{amount(ends[0])} to {amount(ends[1])}"
+        panels.append((drawn, list(filter(None, [label, "" if shared or values is None else scale]))))
+    title, heads, tops = shown(title), list(map(shown, rows or ())), list(map(shown, columns or ()))
+    canvas = page(width, size, font, [title, *heads, *tops, *(line for _, lines in panels for line in lines)])
+    top = Grid(canvas, panels, shape, heads, tops, size, smooth).draw(title)
+    everything = np.concatenate([values.ravel() for values in known])
+    note = note_on(everything, *(limits[0] if shared else (-np.inf, np.inf)))
+    with_scale(canvas, top, size, paint, limits[0] if shared else None, note)
+    return Heatmap(canvas, title)
+
+
+@dataclass(frozen=True)
+class Grid:
+    """Panels in rows and columns, each a picture and the text below it.
+
+    Attributes
+    ----------
+    canvas : Canvas
+        What they are drawn on.
+    panels : list of tuple
+        Pixels, if there are any, and text, row by row.
+    shape : tuple of int
+        Rows and columns.
+    rows, columns : list of str
+        Labels, or none.
+    size : float
+        Size of the text.
+    smooth : bool
+        Whether to interpolate pixels.
+    """
+
+    canvas: Canvas
+    panels: list[tuple[Pixels | None, list[str]]]
+    shape: tuple[int, int]
+    rows: list[str]
+    columns: list[str]
+    size: float
+    smooth: bool
+
+    def draw(self, title: str) -> float:
+        """Draw everything but the scale, and return where it ends."""
+        canvas, gap, heads = self.canvas, GAP * self.size, self.heads()
+        indent = max((canvas.face.length(text, self.size) for lines in heads for text in lines), default=-gap) + gap
+        left, count = MARGIN + indent, self.shape[1]
+        width = min((canvas.width - MARGIN - left + gap) / count - gap, WIDEST)
+        if width < self.size:
+            raise ValueError(f"got width={canvas.width} for {count} columns, which leaves {width:.1f} points for each")
+        height = width * max(pixels.shape[0] / pixels.shape[1] for pixels, _ in self.panels if pixels is not None)
+        canvas.width = max(left + count * (width + gap) - gap + MARGIN, NARROWEST * self.size)
+        lefts = [left + index * (width + gap) for index in range(count)]
+        top = self.draw_columns(with_title(canvas, title, self.size), lefts, width)
+        for row in range(self.shape[0]):
+            self.write(heads[row] if heads else [], left - gap, top + height / 2)
+            panels = self.panels[row * count : (row + 1) * count]
+            parts = zip(panels, lefts, strict=False)
+            top = gap + max(self.draw_panel(panel, (x, top, width, height)) for panel, x in parts) if panels else top
+        return top
+
+    def heads(self) -> list[list[str]]:
+        """Return the lines of the label of each row."""
+        return [self.canvas.face.wrapped(row, self.size, 0.2 * self.canvas.width) for row in self.rows]
+
+    def draw_columns(self, top: float, lefts: list[float], width: float) -> float:
+        """Write the labels of the columns, and return where they end."""
+        labels = [self.canvas.face.wrapped(column, self.size, width) for column in self.columns]
+        top += LEADING * self.size * max(map(len, labels), default=0)
+        for left, lines in zip(lefts, labels, strict=False):
+            for place, text in enumerate(reversed(lines)):
+                y = top - (0.4 + LEADING * place) * self.size
+                self.canvas.add(Text(left + width / 2, y, text, self.size, anchor="middle"))
+        return top
+
+    def write(self, lines: list[str], right: float, middle: float) -> None:
+        """Write the label of a row."""
+        for place, text in enumerate(lines):
+            y = middle + (LEADING * (place - (len(lines) - 1) / 2) + MIDDLE) * self.size
+            self.canvas.add(Text(right, y, text, self.size, anchor="end"))
+
+    def draw_panel(self, panel: tuple[Pixels | None, list[str]], box: tuple[float, float, float, float]) -> float:
+        """Draw a panel, and return where it ends."""
+        (pixels, texts), (x, top, width, height) = panel, box
+        small, middle = SMALL * self.size, x + width / 2
+        if pixels is not None:
+            self.canvas.add(*framed(pixels, box, self.smooth))
+        lines = [part for text in texts for part in self.canvas.face.wrapped(text, small, width)]
+        for place, text in enumerate(lines):
+            y = top + height + (1 + LEADING * place) * small
+            self.canvas.add(Text(middle, y, text, small, GREY, "middle"))
+        return top + height + (LEADING * len(lines) + 0.2 * bool(lines)) * small
+
+
+def shown(label: Any) -> str:
+    """Return a label as it is to be drawn."""
+    return visible(str(label))
+
+
+def framed(pixels: Pixels, box: tuple[float, float, float, float], smooth: bool) -> tuple[Picture, Rectangle]:
+    """Return pixels in the middle of a box, as large as fits, and a thin line around them."""
+    x, y, width, height = box
+    scale = min(width / pixels.shape[1], height / pixels.shape[0])
+    across, down = pixels.shape[1] * scale, pixels.shape[0] * scale
+    place = (x + (width - across) / 2, y + (height - down) / 2, across, down)
+    return Picture(*place, pixels, smooth), Rectangle(*place, line=LIGHT)
+
+
+# ---- what comes in
+
+
+def as_plane(relevance: Any) -> Array:
+    """Return relevance of an image of shape ``(height, width)``, the sum over channels."""
+    values = as_array(relevance, "relevance")
+    if values.ndim not in (2, 3) or not values.size:
+        raise ValueError(
+            f"got relevance of shape {values.shape} for one image, expected (height, width) or "
+            "(channels, height, width); of several images, give a list, or (images, channels, height, width)."
+        )
+    return values if values.ndim == 2 else values.sum(0)
+
+
+def as_pixels(picture: Any) -> Pixels:
+    """Return a picture as uint8 of shape ``(height, width, 3)``."""
+    if isinstance(picture, Image.Image):
+        return np.asarray(picture.convert("RGB"))
+    is_bytes = str(getattr(picture, "dtype", "")).endswith("uint8")
+    values = as_array(picture, "picture")
+    if values.ndim == 3 and values.shape[0] in (1, 3):
+        values = values.transpose(1, 2, 0)
+    if values.ndim == 2:
+        values = values[..., None]
+    if values.ndim != 3 or values.shape[2] not in (1, 3) or not values.size:
+        raise ValueError(
+            f"got a picture of shape {np.shape(picture)}, expected (height, width), or three with one axis of 1 or 3 "
+            "channels, in the beginning or in the end"
+        )
+    if not is_bytes and (values.min() < 0 or values.max() > 1):
+        raise ValueError(
+            f"got a picture of values from {values.min():.3g} to {values.max():.3g}, expected 0 to 1, or uint8: undo "
+            "the normalisation that the model needs (x * std + mean)."
+        )
+    scaled: Pixels = (values if is_bytes else values * 255).round().astype(np.uint8)
+    return np.repeat(scaled, 3, axis=2) if scaled.shape[2] == 1 else scaled
+
+
+def listed(values: Any, leaf: Callable[[Any], Any]) -> Any:
+    """Return values as they are nested, each as a function makes it; a batch is a list."""
+    if isinstance(values, (list, tuple)) or getattr(values, "ndim", 0) > 3:
+        return [listed(value, leaf) for value in values]
+    return None if values is None else leaf(values)
+
+
+def flattened(values: Any, what: str) -> tuple[list[Any], tuple[int, int] | None]:
+    """Return values in one list, and the rows and columns that they came in."""
+    values = values if isinstance(values, list) else [values]
+    if not any(isinstance(value, list) for value in values):
+        return values, None
+    lengths = {len(value) if isinstance(value, list) else 0 for value in values}
+    if len(lengths) != 1 or any(isinstance(value, list) for row in values for value in row):
+        raise ValueError(f"got {what} in lists that are no grid, expected rows of as many each, of at most two levels")
+    return [value for row in values for value in row], (len(values), lengths.pop())
+
+
+def shape_of(
+    count: int, grid: tuple[int, int] | None, rows: Sequence[str] | None, columns: Sequence[str] | None
+) -> tuple[int, int]:
+    """Return the rows and columns of a grid."""
+    if grid is None:
+        # a row of a few, and otherwise nearly a square
+        default = count if count <= 5 else math.ceil(math.sqrt(count))
+        across = len(columns) if columns else math.ceil(count / len(rows)) if rows else default
+        grid = math.ceil(count / across), across
+    given = (len(rows) if rows else grid[0], len(columns) if columns else grid[1])
+    if tuple(grid) != given or math.prod(grid) < count:
+        raise ValueError(
+            f"got {count} images for a grid of {grid[0]} x {grid[1]} with labels of {given[0]} rows and {given[1]} "
+            "columns, expected a label for each, and room for all images"
+        )
+    return grid[0], grid[1]
+
+
+def filled(what: str, values: list[Any], count: int) -> list[Any]:
+    """Return values, checked to be as many as there are images."""
+    if len(values) != count:
+        raise ValueError(f"got {len(values)} {what} for relevance of {count} images, expected as many")
+    return values
+
+
+def bounds(values: list[Array], vmin: float | None, vmax: float | None, symmetric: bool) -> tuple[float, float]:
+    """Return the relevance of the outermost colours."""
+    for end in (vmin, vmax):
+        if end is not None and not np.isfinite(end):
+            raise ValueError(f"got vmin={vmin}, vmax={vmax}, expected finite numbers")
+    # one end of symmetric colours is the other one, too
+    if symmetric and vmin is None and vmax is not None:
+        vmin = -vmax
+    elif symmetric and vmax is None and vmin is not None:
+        vmax = -vmin
+    limit = max(map(largest, values))
+    low = vmin if vmin is not None else -limit if symmetric else min(float(part.min()) for part in values)
+    high = vmax if vmax is not None else limit if symmetric else max(float(part.max()) for part in values)
+    if low > high or low == high == vmin == vmax:
+        raise ValueError(f"got a scale from {low} to {high}, expected vmin < vmax")
+    return float(low), float(high)
+
+
+# ---- what comes out
+
+
+def painted(
+    values: Array, picture: Pixels | None, ends: tuple[float, float], paint: Paint, opacity: float, smooth: bool
+) -> Pixels:
+    """Return the colours of relevance, over a grey picture if there is one."""
+    if not 0 <= opacity <= 1:
+        raise ValueError(f"got opacity={opacity}, expected 0 to 1")
+    if picture is None:
+        return paint(values, *ends)
+    values = enlarged(values, picture.shape[:2], smooth)
+    grey = np.asarray(Image.fromarray(picture).convert("L"), dtype=np.float64)[..., None]
+    mixed: Pixels = (grey * (1 - opacity) + paint(values, *ends) * opacity).round().astype(np.uint8)
+    return mixed
+
+
+def enlarged(values: Array, shape: tuple[int, ...], smooth: bool) -> Array:
+    """Return relevance of patches, or of pixels, stretched to the shape of a picture."""
+    pairs = list(zip(shape, values.shape, strict=True))
+    # a size of patches of which as many fit into each side, with less than one left
+    if not max(1.0, *(side / (count + 1) for side, count in pairs)) <= min(side / count for side, count in pairs):
+        raise ValueError(
+            f"got relevance of shape {values.shape} for a picture of {shape[0]} x {shape[1]} pixels, expected the same "
+            "shape, or that of its patches: crop the picture to what the model saw."
+        )
+    method = Image.Resampling.BICUBIC if smooth else Image.Resampling.NEAREST
+    image = Image.fromarray(values.astype(np.float32)).resize((shape[1], shape[0]), method)
+    # interpolation must not go beyond the values that there are
+    return np.asarray(image, dtype=np.float64).clip(values.min(), values.max())

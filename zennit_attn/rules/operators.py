@@ -1,0 +1,189 @@
+"""Operator rules as hooks: for every function that a module's own forward calls.
+
+They hold down to an inner module with rules of its own. What they do with a function is looked up in
+:mod:`zennit_attn.engine.operators`.
+"""
+
+from __future__ import annotations
+
+import weakref
+from functools import partial
+from types import MappingProxyType
+from typing import Any, ClassVar
+
+import torch
+from zennit.core import RemovableHandleList
+
+from ..engine.checkpoints import CheckpointHandle
+from ..engine.finiteness import watch
+from ..engine.graph import report_functions
+from ..engine.handles import ForwardHandle, FrozenHandle
+from ..engine.inventory import Inventory, refuse_foreign
+from ..engine.mode import run_inside
+from ..engine.no_grad import follow_cuts
+from ..engine.operators import table_of
+from ..engine.policy import Policy
+from ..engine.state import applied, enclosing_policy, is_shielded
+from .rule import Rule
+
+#: Models of which the graph was walked for hidden functions, and under which policies.
+_looked_at: weakref.WeakKeyDictionary[torch.nn.Module, set[str]] = weakref.WeakKeyDictionary()
+
+
+class Operators(Rule):
+    """Operator rules for the functions that a module's own forward calls.
+
+    Parameters
+    ----------
+    attention : {"uniform", "value", "gradient"}, optional
+        Rule of softmax attention, see :class:`~zennit_attn.engine.policy.Policy`. None (default) takes over what holds
+        around the module.
+    product : {"uniform", "gate", "gradient"}, optional
+        Rule of products of tensors that depend on the input.
+    norm : {"constant", "gradient"}, optional
+        Rule of normalisation statistics and denominators.
+    activation : {"identity", "gradient"}, optional
+        Rule of element-wise functions.
+    scan : {"product", "constant"}, optional
+        Rule of the parameters of selective state spaces.
+    strict : bool, optional
+        Raise at an operation without a rule (default False: warn once for each place), and at the first module where
+        a value or a backward signal is not finite.
+
+    Raises
+    ------
+    ValueError
+        If a choice is not known.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from zennit_attn.rules import Operators
+    >>> Operators(attention="value").parameters()["attention"]
+    'value'
+    """
+
+    parameter_names: ClassVar[tuple[str, ...]] = ("attention", "product", "norm", "activation", "scan", "strict")
+
+    def __init__(
+        self,
+        attention: str | None = None,
+        product: str | None = None,
+        norm: str | None = None,
+        activation: str | None = None,
+        scan: str | None = None,
+        strict: bool = False,
+    ) -> None:
+        super().__init__()
+        given = {"attention": attention, "product": product, "norm": norm, "activation": activation, "scan": scan}
+        for name, choice in given.items():
+            valid = Policy.choices()[name]
+            if choice is not None and choice not in valid:
+                raise ValueError(f"got {name}={choice!r}, expected one of {', '.join(map(repr, valid))} or None")
+        self.attention, self.product, self.norm, self.activation, self.scan = given.values()
+        self.strict = strict
+        self._given = {name: choice for name, choice in given.items() if choice is not None}
+        self._policies: dict[Policy | None, Policy] = {}
+
+    def policy(self, around: Policy | None) -> Policy:
+        """Return the policy inside the module, given the one around it."""
+        if around not in self._policies:
+            inherited = {} if around is None else vars(around)
+            self._policies[around] = Policy(**{**inherited, **self._given})
+        return self._policies[around]
+
+    def register(self, module: torch.nn.Module) -> RemovableHandleList:
+        """Put the rules around one module's forward, and freeze its parameters until they are removed."""
+        modules = list(module.named_modules())
+        inventory = Inventory(modules)
+        checkpoints = [
+            child
+            for child in module.modules()
+            if getattr(child, "gradient_checkpointing", False) and hasattr(child, "_gradient_checkpointing_func")
+        ]
+        # a compiler must find the table there when it traces
+        key = self.policy(None).key(self.form)
+        table_of(key)
+        # the graph is walked once for a model and a policy, under strict rules once for each registration
+        first = self.strict or key not in _looked_at.get(module, ())
+
+        def rerun(policy: Policy, forward: Any, args: Any, kwargs: Any = MappingProxyType({})) -> Any:
+            return run_inside(policy, self.form, self.strict, module, forward, args, kwargs)
+
+        def around(forward: Any, args: Any, kwargs: Any) -> Any:
+            if is_shielded():
+                return forward(*args, **kwargs)
+            applied(self)
+            policy = enclosing_policy()
+            if policy is not None or torch.compiler.is_compiling():
+                return rerun(self.policy(policy), forward, args, kwargs)
+            refuse_foreign(modules)
+            inventory.check()
+            run = partial(rerun, self.policy(None), look_once if first else forward, args, kwargs)
+            if not self.strict:
+                return run()
+            with watch(module) as check_output:
+                output = run()
+                check_output(output)
+            return output
+
+        def look_once(*args: Any, **kwargs: Any) -> Any:
+            nonlocal first
+            follow_cuts(everything=True)
+            output = handles[0].wrapped.forward(*args, **kwargs)
+            if report_functions(output, (args, kwargs), bool(checkpoints), self.form):
+                first = False
+                _looked_at.setdefault(module, set()).add(key)
+            return output
+
+        handles = RemovableHandleList([ForwardHandle(module, around), FrozenHandle(module)])
+        handles += [CheckpointHandle(child, rerun) for child in checkpoints]
+        return handles
+
+
+class AttnLRP(Operators):
+    """AttnLRP (Achtibat et al., ICML 2024): uniform products, softmax by its Taylor expansion, LN and identity rule.
+
+    Parameters
+    ----------
+    strict : bool, optional
+        Raise at an operation without a rule.
+    """
+
+    parameter_names: ClassVar[tuple[str, ...]] = ("strict",)
+
+    def __init__(self, strict: bool = False) -> None:
+        super().__init__("uniform", "uniform", "constant", "identity", strict=strict)
+
+
+class CPLRP(Operators):
+    """CP-LRP (Ali et al., ICML 2022): attention weights and gates are constants, LN and identity rule.
+
+    Parameters
+    ----------
+    strict : bool, optional
+        Raise at an operation without a rule.
+    """
+
+    parameter_names: ClassVar[tuple[str, ...]] = ("strict",)
+
+    def __init__(self, strict: bool = False) -> None:
+        super().__init__("value", "gate", "constant", "identity", strict=strict)
+
+
+class SelectiveScan(Operators):
+    """MambaLRP (Jafari et al., NeurIPS 2024) for a selective state space: its parameters are constants.
+
+    Step sizes, decays, B and C pass no relevance on, so that all of it goes through the state; the gate gets half, and
+    SiLU the identity rule.
+
+    Parameters
+    ----------
+    strict : bool, optional
+        Raise at an operation without a rule.
+    """
+
+    parameter_names: ClassVar[tuple[str, ...]] = ("strict",)
+
+    def __init__(self, strict: bool = False) -> None:
+        super().__init__(product="uniform", scan="constant", strict=strict)
