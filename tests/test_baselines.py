@@ -8,8 +8,8 @@ import pytest
 import torch
 import transformers
 
-from zennit_attn import AttnLRPComposite, InputXGradient, baselines, input_x_gradient, targets
-from zennit_attn.evaluation import Fixed, Patches, Tokens, exact_occlusion
+from zennit_attn import AttnLRPComposite, InputXGradient, input_x_gradient, targets
+from zennit_attn.evaluation import Fixed, Patches, Tokens, baselines, exact_occlusion
 from zennit_attn.evaluation.baselines import METHODS, AttentionWeights
 
 GRAPHS = ("gradient", "input_x_gradient", "integrated_gradients", "attnlrp", "cp_lrp")

@@ -19,12 +19,12 @@ from zennit_attn import (
     CPLRPComposite,
     GammaViTComposite,
     InputXGradient,
-    batch,
     cli,
-    explainer,
     input_x_gradient,
     targets,
 )
+from zennit_attn.data import batch
+from zennit_attn.explain import explainer
 
 ROOT = Path(__file__).parent.parent
 AGREEMENT = str(ROOT / "examples" / "models" / "agreement")

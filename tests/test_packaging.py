@@ -52,8 +52,8 @@ def test_the_wheel_holds_code_presets_and_license(wheel):
     with zipfile.ZipFile(wheel) as archive:
         names = archive.namelist()
         metadata = archive.read(next(name for name in names if name.endswith("METADATA"))).decode()
-    modules = {file.name for file in (ROOT / "zennit_attn").glob("*.py")}
-    assert {Path(name).name for name in names if Path(name).parent == Path("zennit_attn")} == {*modules, "py.typed"}
+    modules = {str(file.relative_to(ROOT)) for file in (ROOT / "zennit_attn").rglob("*.py")}
+    assert {name for name in names if name.endswith((".py", ".typed"))} == {*modules, "zennit_attn/py.typed"}
     presets = {f"zennit_attn/presets/{file.name}" for file in (ROOT / "composites").glob("*.toml")}
     assert len(presets) == 3
     assert presets <= set(names)

@@ -25,7 +25,7 @@ from hypothesis import strategies as st
 from PIL import Image
 from zennit.attribution import Gradient
 
-from zennit_attn import GammaViTComposite, load_composite, tuning
+from zennit_attn import GammaViTComposite, load_composite
 from zennit_attn.composites.configuration import to_toml
 from zennit_attn.errors import InputError
 from zennit_attn.evaluation.baselines import lrp
@@ -34,7 +34,7 @@ from zennit_attn.evaluation.perturbation import Interval
 from zennit_attn.heatmap.canvas import Rectangle, Text
 from zennit_attn.rules import Epsilon, Gamma
 from zennit_attn.targets import MaxLogit
-from zennit_attn.tuning import Samples, Study, Trial, read_study, tune
+from zennit_attn.tuning import Samples, Study, Trial, read_study, search, tune
 from zennit_attn.tuning.leaderboard import contact_sheet
 from zennit_attn.tuning.scatter import RED, scatter, ticks_of
 from zennit_attn.tuning.space import Space
@@ -587,11 +587,11 @@ def test_two_searches_into_one_folder_are_found(write, tmp_path):
 
 def test_a_line_that_was_cut_within_a_letter_is_cut_off(tmp_path):
     path = tmp_path / "trials.jsonl"
-    log = tuning.Log(path, {"study": "é"})
+    log = search.Log(path, {"study": "é"})
     log.add(Trial(-1, {}, 1.0, 0.5, 1.5, 0.1))
     whole = path.read_bytes()
     path.write_bytes(whole + '{"number": 0, "parameters": {"é'.encode()[:-1])
-    assert tuning.Log(path, {"study": "é"}).trials == log.trials
+    assert search.Log(path, {"study": "é"}).trials == log.trials
     assert path.read_bytes() == whole
 
 
@@ -646,15 +646,15 @@ def test_a_folder_of_images_and_a_model_of_transformers(saved_vit, write, tmp_pa
     other = read_study(write(changed(saved_vit, data__seed=1)))
     assert not torch.equal(other.tune.batch["pixel_values"], pixels[0])
 
-    assert tuning.main(write(saved_vit)) == 0
+    assert search.main(write(saved_vit)) == 0
     printed = capsys.readouterr().out
     assert "best of 6 trials" in printed
     assert "on the test samples" in printed
-    assert tuning.main(path, tmp_path / "study", as_json=True) == 0
+    assert search.main(path, tmp_path / "study", as_json=True) == 0
     found = json.loads(capsys.readouterr().out)
     assert load_composite(found["winner"]).linear_gamma == found["best"]["parameters"].get("linear_gamma", 0.05)
     with pytest.raises(InputError, match="8 images, expected 3 to tune and 6 to test"):
-        tuning.main(write(changed(saved_vit, data__test=6)))
+        search.main(write(changed(saved_vit, data__test=6)))
 
 
 @pytest.mark.parametrize("place", ["images", "images/class0/out"])

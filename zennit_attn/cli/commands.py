@@ -60,7 +60,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     Examples
     --------
-    >>> from zennit_attn.cli.main import main
+    >>> from zennit_attn.cli import main
     >>> main(["composites", "--json"])  # doctest: +ELLIPSIS
     {...}
     0

@@ -81,8 +81,9 @@ def preset_file(name: str) -> Path:
     folders = (package / "presets", package.parent / "composites")
     for folder in folders:
         if (folder / f"{name}.toml").is_file():
-            return folder / f"{name}.toml"
-    names = sorted(file.stem for folder in folders for file in folder.glob("*.toml"))
+            # in a checkout the first folder is a link to the second
+            return (folder / f"{name}.toml").resolve()
+    names = sorted({file.stem for folder in folders for file in folder.glob("*.toml")})
     raise ValueError(f"got the preset {name!r}, expected one of {names} or a TOML file; {nearest(name, names)}")
 
 
