@@ -49,36 +49,52 @@ class ForwardHandle:
         ``(forward, args: tuple, kwargs: dict) -> output``.
     rule : zennit.core.Hook, optional
         Layer rule that it applies.
+    name : str, optional
+        ``"_call_impl"`` runs the module's hooks, too. By default its forward, and where accelerate loads weights
+        around that, the forward inside, which has them.
     """
 
     def __init__(
-        self, module: torch.nn.Module, around: Callable[[Any, Any, Any], Any], rule: Hook | None = None
+        self,
+        module: torch.nn.Module,
+        around: Callable[[Any, Any, Any], Any],
+        rule: Hook | None = None,
+        name: str | None = None,
     ) -> None:
-        self.module = module
-        self.before = vars(module).get("forward")
-        self.wrapped = WrappedForward(module.forward, around, rule)
-        module.forward = self.wrapped
+        name = name or ("_old_forward" if hasattr(module, "_hf_hook") else "forward")
+        self.module, self.name = module, name
+        self.before = vars(module).get(name)
+        self.wrapped = WrappedForward(getattr(module, name), around, rule)
+        setattr(module, name, self.wrapped)
 
     def remove(self) -> None:
         """Take it off; whatever was wrapped around it in between stays, and calls the original forward."""
         self.wrapped.active = False
-        if vars(self.module).get("forward") is not self.wrapped:
+        if vars(self.module).get(self.name) is not self.wrapped:
             return
-        del self.module.forward
+        delattr(self.module, self.name)
         if self.before is not None:
-            self.module.forward = self.before
+            setattr(self.module, self.name, self.before)
 
 
 class FrozenHandle:
     """Parameters that do not require grad, until it is removed: then ``requires_grad`` means *depends on the input*."""
 
     def __init__(self, module: torch.nn.Module) -> None:
-        self.parameters = [parameter for parameter in module.parameters() if parameter.requires_grad]
-        for parameter in self.parameters:
+        # by their places, too: accelerate puts others there whenever it loads weights
+        self.places = [
+            (holder, name, parameter)
+            for holder in (child._parameters for child in module.modules())
+            for name, parameter in holder.items()
+            if parameter is not None and parameter.requires_grad
+        ]
+        for _, _, parameter in self.places:
             parameter.requires_grad_(False)
 
     def remove(self) -> None:
         """Restore ``requires_grad``."""
-        for parameter in self.parameters:
-            parameter.requires_grad_(True)
-        self.parameters = []
+        for holder, name, parameter in self.places:
+            for value in (parameter, holder.get(name)):
+                if value is not None:
+                    value.requires_grad_(True)
+        self.places = []

@@ -115,14 +115,15 @@ class AbsoluteProduct(Function):
 
     @staticmethod
     def forward(ctx: Any, input: Tensor, module: Any, output: Tensor, bias: Tensor | None) -> Tensor:
-        ctx.save_for_backward(input)
+        # the weight, too: it may be another one when the backward pass comes (functional_call, offloaded weights)
+        ctx.save_for_backward(input, module.weight)
         ctx.module = module
         return linear_map(module, input.abs(), module.weight.abs(), output, None if bias is None else bias.abs())
 
     @staticmethod
     def backward(ctx: Any, signal: Tensor) -> tuple[Tensor, None, None, None]:
-        (input,) = ctx.saved_tensors
-        return input.sign() * linear_vjp(ctx.module, input, ctx.module.weight.abs(), signal), None, None, None
+        input, weight = ctx.saved_tensors
+        return input.sign() * linear_vjp(ctx.module, input, weight.abs(), signal), None, None, None
 
 
 class SignedProduct(Function):
@@ -135,23 +136,23 @@ class SignedProduct(Function):
 
     @staticmethod
     def forward(ctx: Any, input: Tensor, module: Any, output: Tensor, sign: int) -> Tensor:
-        ctx.save_for_backward(input)
+        ctx.save_for_backward(input, module.weight)
         ctx.module, ctx.sign = module, sign
-        positive, negative = signed_weights(module, sign)
+        positive, negative = signed_weights(module.weight, sign)
         return linear_map(module, input.clamp(min=0), positive, output) + linear_map(
             module, input.clamp(max=0), negative, output
         )
 
     @staticmethod
     def backward(ctx: Any, signal: Tensor) -> tuple[Tensor, None, None, None]:
-        (input,) = ctx.saved_tensors
-        positive, negative = signed_weights(ctx.module, ctx.sign)
+        input, weight = ctx.saved_tensors
+        positive, negative = signed_weights(weight, ctx.sign)
         at_positive = linear_vjp(ctx.module, input, positive, signal)
         at_negative = linear_vjp(ctx.module, input, negative, signal)
         return torch.where(input > 0, at_positive, at_negative), None, None, None
 
 
-def signed_weights(module: Any, sign: int) -> tuple[Tensor, Tensor]:
+def signed_weights(weight: Tensor, sign: int) -> tuple[Tensor, Tensor]:
     """Return the weights that make contributions of a sign of positive inputs, and of negative ones."""
-    parts = module.weight.clamp(min=0), module.weight.clamp(max=0)
+    parts = weight.clamp(min=0), weight.clamp(max=0)
     return parts if sign > 0 else parts[::-1]

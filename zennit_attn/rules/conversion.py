@@ -130,6 +130,8 @@ class _Call:
         self.hook, self.module, self.forward, self.form = hook, module, forward, form
         self.constants = [None if place in places else value for place, value in enumerate(flat)]
         self.spec, self.places = spec, places
+        #: The parameters of the call; others may be there when the backward pass comes.
+        self.parameters = [(child._parameters, dict(child._parameters)) for child in module.modules()]
         with torch.no_grad():
             self.output = self.run([flat[place].detach() for place in places])
         if not isinstance(hook, BasicHook):
@@ -199,6 +201,21 @@ class _Call:
 
 
 @contextmanager
+def installed(parameters: list[tuple[dict[str, Any], dict[str, Any]]]) -> Iterator[None]:
+    """Give modules the parameters that they had in a call, and then those back that they have now."""
+    before = [
+        (holder, dict(holder)) for holder, called in parameters if any(holder[key] is not called[key] for key in called)
+    ]
+    try:
+        for holder, called in parameters if before else ():
+            holder.update(called)
+        yield
+    finally:
+        for holder, now in before:
+            holder.update(now)
+
+
+@contextmanager
 def modified(module: torch.nn.Module, change: ParamMod) -> Iterator[None]:
     """Modify parameters as :class:`zennit.core.ParamMod` says, and put the very same objects back."""
     keys = [name for name, _ in module.named_parameters(recurse=False)]
@@ -240,6 +257,12 @@ class Explained(Function):
 
     @staticmethod
     def backward(ctx: Any, *signals: Tensor) -> tuple[Tensor | None, ...]:
+        with installed(ctx.call.parameters):
+            return Explained.explain(ctx, signals)
+
+    @staticmethod
+    def explain(ctx: Any, signals: tuple[Tensor, ...]) -> tuple[Tensor | None, ...]:
+        """Return the signals at the inputs, given those at the outputs."""
         if ctx.call.form == "relevance":
             require_first_order()
             return None, None, *_checked(ctx.call, [value.tensor for value in ctx.inputs], list(signals))

@@ -34,7 +34,7 @@ class Share(Function):
 
     @staticmethod
     def forward(ctx: Any, output: Tensor, input: Tensor, module: Any, rule: LinearRule, *products: Tensor) -> Tensor:
-        ctx.module, ctx.rule = module, rule
+        ctx.module, ctx.rule, ctx.weight = module, rule, module.weight
         ctx.save_for_backward(input, *rule.ratios(module, output, *products))
         return output.detach()
 
@@ -43,6 +43,11 @@ class Share(Function):
         input, *ratios = ctx.saved_tensors
         module, rule = ctx.module, ctx.rule
         if torch.is_grad_enabled():
+            if module.weight is not ctx.weight:
+                raise RuntimeError(
+                    f"create_graph=True got a {type(module).__name__} whose weight is another one than in its forward "
+                    "(functional_call, offloaded weights); expected the same: load the weights into the module."
+                )
             output = linear_map(module, input, module.weight, signal) + rule.bias(module, signal)
             ratios = list(rule.ratios(module, output, *rule.products(module, input, output)))
         # ratios are in float32 or better
