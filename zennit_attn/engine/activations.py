@@ -46,6 +46,10 @@ SLOPES: dict[str, Callable[..., Tensor]] = {
 }
 
 
+#: Functions that bound their input, and that wrap it: what they make is no gate.
+BOUNDS = ("clamp", "clip")
+PERIODIC = ("remainder", "fmod")
+
 #: Functions that make scales: bounded or positive, and not zero where their input is.
 SCALES = ("sigmoid", "expit", "hardsigmoid", "logsigmoid", "softplus")
 
@@ -99,7 +103,7 @@ def activation(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any], nam
     input, args, kwargs = elementwise(function, args, kwargs)
     if (args or kwargs) and operands(args, kwargs):
         # a bound that depends on the input is chosen among, as by `maximum`; other parameters have no rule
-        rule = plain if name.startswith(("clamp", "clip")) else unknown
+        rule = plain if name.startswith(BOUNDS) else unknown
         return rule(function, (input, *args), kwargs)
     # 2 ** x has a number there
     if isinstance(input, Tensor) and input.is_complex():
@@ -108,7 +112,7 @@ def activation(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any], nam
     if slope is not None and (args or kwargs):
         # the slope takes the function's own arguments, by position or by name
         slope = partial(lambda closed, x: closed(x, *args, **kwargs), slope)
-    degree = 0 if name.startswith(("clamp", "clip")) else SCALE if name in SCALES else ACTIVATION
+    degree = 0 if name.startswith((*BOUNDS, *PERIODIC)) else SCALE if name in SCALES else ACTIVATION
     return activation_call(form, lambda x: function(x, *args, **kwargs), input, slope, degree)
 
 

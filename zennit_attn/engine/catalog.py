@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 
 #: A name in KINDS stands for every function of that name in these.
-NAMESPACES = (torch, torch.Tensor, F, torch.special, torch.linalg, torch.fft, torch._C._nn)
+NAMESPACES = (torch, torch.Tensor, F, torch.special, torch.linalg, torch.fft, torch.sparse, torch._C._nn)
 
 #: Names of functions by kind.
 KINDS: dict[str, str] = {
@@ -26,15 +26,20 @@ KINDS: dict[str, str] = {
         narrow select diagonal diag_embed as_strided unfold pad roll flip fliplr flipud rot90 masked_select tril triu
         diag contiguous clone detach alias to type type_as float double half bfloat16 cpu cuda requires_grad_ set_
         zero_ amax amin topk sort kthvalue median mode cummax cummin max_pool1d max_pool2d max_pool3d
-        adaptive_max_pool1d adaptive_max_pool2d adaptive_max_pool3d embedding pixel_shuffle pixel_unshuffle
-        channel_shuffle native_channel_shuffle atleast_1d atleast_2d atleast_3d real imag view_as_real
+        adaptive_max_pool1d adaptive_max_pool2d adaptive_max_pool3d fractional_max_pool2d fractional_max_pool3d
+        max_pool1d_with_indices max_pool2d_with_indices max_pool3d_with_indices adaptive_max_pool1d_with_indices
+        adaptive_max_pool2d_with_indices adaptive_max_pool3d_with_indices fractional_max_pool2d_with_indices
+        fractional_max_pool3d_with_indices max_unpool1d max_unpool2d max_unpool3d embedding pixel_shuffle
+        pixel_unshuffle channel_shuffle native_channel_shuffle _pack_padded_sequence _pad_packed_sequence
+        atleast_1d atleast_2d atleast_3d real imag view_as_real
         view_as_complex resolve_conj resolve_neg positive iter resize_as_ nan_to_num register_hook retain_grad
     """,
     # routing, too, and linear in training mode, which scales what it keeps
     "dropout": "dropout dropout1d dropout2d dropout3d alpha_dropout feature_dropout",
     # routing, too, of the elements of several arguments
     "joining": """
-        cat concat concatenate stack hstack vstack dstack column_stack meshgrid block_diag where max min maximum minimum
+        cat concat concatenate stack hstack vstack dstack column_stack pad_sequence meshgrid block_diag where
+        max min maximum minimum
         setitem copy_ fill_ masked_fill masked_scatter scatter index_copy index_fill slice_scatter select_scatter
     """,
     # routing, too: where a selective state space takes its parameters
@@ -51,7 +56,8 @@ KINDS: dict[str, str] = {
         linear conv1d conv2d conv3d conv_transpose1d conv_transpose2d conv_transpose3d conv_tbc
     """,
     # linear, unless one of the other arguments depends on the input
-    "interpolation": "lerp grid_sample",
+    "interpolation": "lerp grid_sample torchvision::roi_align torchvision::roi_pool torchvision::ps_roi_align "
+    "torchvision::ps_roi_pool",
     "reduction": "scatter_reduce index_reduce",
     "product": "mul multiply",
     "matmul": "matmul mm bmm mv dot inner outer ger vdot einsum tensordot kron chain_matmul multi_dot bilinear "
@@ -62,7 +68,7 @@ KINDS: dict[str, str] = {
     # __rdiv__ and __rtruediv__ are one function, and to be found here first
     # the solution of a system of equations is one, too
     "reversed division": "rdiv rtruediv solve solve_triangular",
-    "division": "div divide true_divide truediv remainder fmod",
+    "division": "div divide true_divide truediv",
     "added division": "addcdiv",
     "reciprocal": "rsqrt reciprocal inv inverse pinv",
     "statistic": "var std norm vector_norm logsumexp",
@@ -79,7 +85,7 @@ KINDS: dict[str, str] = {
         relu relu6 gelu silu tanh sigmoid expit elu selu celu leaky_relu prelu rrelu hardtanh hardswish hardsigmoid
         mish softsign tanhshrink hardshrink softshrink threshold logsigmoid erf square sqrt abs absolute
         clamp clip clamp_min clamp_max log log2 log10 log1p expm1
-        asinh arcsinh atan arctan
+        asinh arcsinh atan arctan remainder fmod
     """,
     "layer norm": "layer_norm",
     "rms norm": "rms_norm",
@@ -87,6 +93,7 @@ KINDS: dict[str, str] = {
     "instance norm": "instance_norm",
     "batch norm": "batch_norm",
     "fused attention module": "multi_head_attention_forward",
+    "recurrence": "lstm gru rnn_tanh rnn_relu lstm_cell gru_cell rnn_tanh_cell rnn_relu_cell",
 }
 
 
@@ -97,13 +104,18 @@ def getter(attribute: Any) -> Callable[..., Any]:
 
 def named(name: str) -> Iterator[tuple[Callable[..., Any], bool]]:
     """Yield every function of a name, its operator and in-place variants, each with whether it writes in place."""
+    if "::" in name:
+        library, operator = name.split("::")
+        yield from ((found, False) for found in operators_of(library, operator))
+        return
     in_place = name.endswith("_") or name == "setitem"
-    variants = [(name, in_place), (f"__{name}__", in_place)]
+    sign = "mod" if name == "remainder" else name
+    variants = [(name, in_place), (f"__{sign}__", in_place)]
     if name != "pow":
         # 2 ** x is not a power of x
-        variants.append((f"__r{name}__", in_place))
+        variants.append((f"__r{sign}__", in_place))
     if not in_place:
-        variants += [(f"{name}_", True), (f"__i{name}__", True)]
+        variants += [(f"{name}_", True), (f"__i{sign}__", True)]
     for namespace in NAMESPACES:
         for variant, writes in variants:
             function = getattr(namespace, variant, None)
@@ -112,6 +124,13 @@ def named(name: str) -> Iterator[tuple[Callable[..., Any], bool]]:
     attribute = getattr(torch.Tensor, name, None)
     if inspect.isdatadescriptor(attribute):
         yield getter(attribute), False
+
+
+def operators_of(library: str, name: str) -> Iterator[Callable[..., Any]]:
+    """Yield a custom operator and its overloads, none if its library is not loaded."""
+    operator = getattr(getattr(torch.ops, library), name, None)
+    if operator is not None:
+        yield from (operator, *(getattr(operator, overload) for overload in operator.overloads()))
 
 
 @lru_cache(maxsize=1)

@@ -54,11 +54,13 @@ from .products import (
     weighted_sum,
     weights,
 )
+from .recurrence import recurrence
+from .softmax import exponential_of, noting_logits, quotient, weighted, weighting
 
 
 def interpolation(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """Leave it to autograd, unless the weight or the grid depends on the input."""
-    first = 1 if getattr(function, "__name__", "") == "grid_sample" else 2
+    first = 2 if getattr(function, "__name__", "").startswith("lerp") else 1
     rest = [*args[first:], *(kwargs[name] for name in ("weight", "grid") if name in kwargs)]
     return (unknown if any(map(depends, rest)) else plain)(function, args, kwargs)
 
@@ -75,6 +77,7 @@ def rules_by_kind(policy: Policy) -> dict[str, Callable[..., Any]]:
         "interpolation": interpolation,
         "reduction": reduction,
         "fused attention module": opened,
+        "recurrence": recurrence,
         "softmax": constant if policy.attention == "value" else plain,
         "attention": {"uniform": uniform_attention, "value": value_attention, "gradient": plain}[policy.attention],
         "product": {"uniform": uniform, "gate": gate, "gradient": plain}[policy.product],
@@ -101,13 +104,26 @@ def rules_by_kind(policy: Policy) -> dict[str, Callable[..., Any]]:
             chosen["exponential"] = exponential
         else:
             chosen["product"] = partial(gate, least=least)
-        chosen |= {kind: carrying(chosen.get(kind, plain)) for kind in ("joining", "linear")}
-        chosen |= {
-            kind: carrying(chosen.get(kind, plain), slice(1)) for kind in ("routing", "split", "dropout", "division")
-        }
+        chosen |= carried(chosen)
+    if policy.attention == "gradient" and policy.product != "gradient":
+        # eager attention's products are attention's
+        chosen |= {kind: weighted(chosen[kind], plain) for kind in ("matmul", "added product")}
+        chosen |= {"softmax": weighting(plain, 1.0), **carried(chosen)}
+    if policy.attention == "uniform" and policy.product == "gradient":
+        chosen |= {"matmul": weighted(plain, uniform), "added product": weighted(plain, added)}
+        chosen |= {"softmax": weighting(plain, 0.5), **carried(chosen)}
+    if policy.norm == "constant":
+        chosen["division"] = quotient(chosen["division"], chosen["softmax"])
     if policy.scan == "constant":
         chosen |= {"exponential": constant, "step size": constant, "split": selected}
     return {kind: rule for kind, rule in chosen.items() if rule is not plain}
+
+
+def carried(chosen: dict[str, Callable[..., Any]]) -> dict[str, Callable[..., Any]]:
+    """Return the rules of functions of which the output is a gate if their arguments are."""
+    found = {kind: carrying(chosen.get(kind, plain)) for kind in ("joining", "linear")}
+    of_first = ("routing", "split", "dropout", "division")
+    return found | {kind: carrying(chosen.get(kind, plain), slice(1)) for kind in of_first}
 
 
 def in_relevance_form(rule: Rule) -> Rule:
@@ -204,6 +220,11 @@ def table(policy: Policy, form: Form) -> dict[Callable[..., Any], Rule | None]:
     for function, (kind, name, writing) in functions().items():
         rule = kind if callable(kind) else chosen.get(kind)
         entries[function] = _entry(rule, kind, name, writing, form)
+    for function, (kind, _, writing) in functions().items():
+        if kind == "log softmax":
+            entries[function] = noting_logits(entries[function] or plain)
+        if kind == "exponential" and policy.scan != "constant" and not writing:
+            entries[function] = exponential_of(entries[function] or plain, entries[torch.softmax] or plain)
     entries[torch._C._set_grad_enabled] = switch
     for attribute in vars(torch._C.TensorBase).values():
         if inspect.isdatadescriptor(attribute):
@@ -244,7 +265,7 @@ def find(key: str, function: Callable[..., Any]) -> int:
 
 def _entry(rule: Callable[..., Any] | None, kind: Any, name: str, writing: bool, form: Form) -> Rule | None:
     """Return the rule of one function, given the rule of its kind in the gradient form."""
-    if rule is opened:
+    if rule in (opened, recurrence):
         return rule
     if kind in ("routing", "joining", "split"):
         return overwriting(rule or plain) if writing and form == "relevance" else rule

@@ -1,0 +1,163 @@
+"""Softmax attention in its parts: weights written out as exp / sum, and the products around a softmax.
+
+A policy says one thing of attention, whichever functions it is written in. What belongs to it is read off the graph:
+a quotient of an exponential and a sum of it is a softmax, and a matrix product that ends in a softmax, or that has its
+output as a factor, is attention's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+
+from .basic import Rule
+from .functions import Scale
+from .gates import WEIGHT, mark, strength
+from .graph import name_of_node
+from .operands import depends, operands
+
+#: Nodes that move values, or multiply them by constants: what comes out is the same tensor, as far as this goes.
+MOVING = frozenset(
+    """
+    Alias Clone Copy Div Enter Expand Gather Index IndexSelect Leave MaskedFill Mul Neg Permute ReshapeAlias
+    Select Slice Squeeze T ToCopy Transpose UnsafeView Unsqueeze View Where
+    """.split()
+)
+ADDING = frozenset("Add Sub".split())
+#: What caps scores, element by element.
+CAPPING = frozenset("Route Slope".split())
+SUMMING = frozenset("Sum ScatterAdd IndexAdd ScatterReduce IndexReduce".split())
+PRODUCTS = frozenset("Addmm Baddbmm Bmm Mm".split())
+
+#: Attribute of the output of a log-softmax: its input, and the dimension.
+LOGITS = "_zennit_attn_logits"
+
+
+def sources(node: Any) -> list[Any]:
+    """Return the nodes before a node."""
+    return [before for before, _ in node.next_functions if before is not None]
+
+
+def reached(node: Any, through: frozenset[str], ends: frozenset[str]) -> Iterator[tuple[Any, list[str]]]:
+    """Yield each node of some names that is reached through others, and the names on the way; None where a way ends."""
+    waiting: list[tuple[Any, list[str]]] = [(node, [])]
+    while waiting:
+        node, way = waiting.pop()
+        name = "" if node is None else name_of_node(node)
+        if name in ends:
+            yield node, way
+        elif name in through and (name in ADDING or len(sources(node)) == 1):
+            waiting.extend((before, [*way, name]) for before in sources(node))
+        else:
+            yield None, way
+
+
+def is_softmax(numerator: Any, denominator: Any) -> bool:
+    """Tell whether a quotient is the softmax: of exponentials, and of nothing but sums of the same ones."""
+    if not depends(numerator) or not depends(denominator):
+        return False
+    exponentials = frozenset({"Exp"})
+    above = [node for node, _ in reached(numerator.grad_fn, MOVING, exponentials)]
+    if len(above) != 1 or above[0] is None:
+        return False
+    below = list(reached(denominator.grad_fn, MOVING | ADDING | SUMMING, exponentials))
+    return all(
+        node is not None and not SUMMING.isdisjoint(way) and exponent(node) == exponent(above[0]) for node, way in below
+    )
+
+
+def exponent(node: Any) -> Any:
+    """Return where an exponential comes from, whichever form it is in."""
+    (before, output), *_ = node.next_functions
+    while before is not None and name_of_node(before) == "Enter":
+        (before, output), *_ = before.next_functions
+    return before, output
+
+
+def quotient(rule: Rule, softmax: Rule) -> Rule:
+    """Take a quotient that is a softmax by the rule of the softmax, others by that of divisions."""
+
+    def run(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        sides = [*args[:2], *(kwargs[name] for name in ("input", "other") if name in kwargs)]
+        if len(sides) == 2 and is_softmax(*sides):
+            return softmax(function, args, kwargs)
+        return rule(function, args, kwargs)
+
+    return run
+
+
+def noting_logits(rule: Rule) -> Rule:
+    """Let the output of a log-softmax tell its input, of which its exponential is the softmax."""
+
+    def run(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        output = rule(function, args, kwargs)
+        input: Any = args[0] if args else kwargs.get("input")
+        dim = kwargs.get("dim", args[1] if len(args) > 1 else None)
+        if isinstance(dim, int) and depends(input) and depends(output) and input.dtype == output.dtype:
+            setattr(output, LOGITS, (input, dim))
+        return output
+
+    return run
+
+
+def exponential_of(rule: Rule, softmax: Rule) -> Rule:
+    """Take the exponential of a log-softmax as the softmax that it is, others by their rule."""
+
+    def run(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        logits = getattr(args[0] if args else None, LOGITS, None)
+        return rule(function, args, kwargs) if logits is None else softmax(torch.softmax, logits, {})
+
+    return run
+
+
+def weighting(rule: Rule, share: float) -> Rule:
+    """Take the softmax by its rule, mark its output as weights, and give attention's scores another share.
+
+    Parameters
+    ----------
+    rule : callable
+        Rule of the softmax.
+    share : float
+        What a product of two tensors that depend on the input passes back of the gradient to each, where it makes
+        scores: 1 is the plain gradient, 1 / 2 the uniform rule.
+    """
+
+    def run(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        scores: Any = args[0] if args else kwargs.get("input")
+        if depends(scores):
+            has_product, scaled = products_before(scores.grad_fn)
+            for node in scaled:
+                node.factor = share
+            if has_product and not scaled and share != 1:
+                args = (Scale.apply(scores, share), *args[1:])
+        return mark(rule(function, args, kwargs), WEIGHT)
+
+    return run
+
+
+def products_before(node: Any) -> tuple[bool, list[Any]]:
+    """Tell whether scores come from a product of two tensors, and which nodes share its relevance among them."""
+    scaled, has_product = [], False
+    for found, _ in reached(node, MOVING | ADDING | CAPPING, PRODUCTS | {"Scale"}):
+        if found is None:
+            continue
+        if name_of_node(found) == "Scale":
+            scaled.append(found)
+            continue
+        # of a sum with a product, each factor has its share
+        halves = [before for before in sources(found) if name_of_node(before) == "Scale"]
+        scaled += halves
+        has_product |= len(sources(found)) > 1
+    return has_product, scaled
+
+
+def weighted(rule: Rule, of_weights: Callable[..., Any]) -> Rule:
+    """Take a product with attention weights by another rule."""
+
+    def run(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        is_attention = any(strength(value) == WEIGHT for value in operands(args, kwargs))
+        return (of_weights if is_attention else rule)(function, args, kwargs)
+
+    return run
