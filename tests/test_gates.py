@@ -186,7 +186,7 @@ def test_a_softmax_that_weights_nothing_has_its_share(form):
 @pytest.mark.parametrize("rule", BOTH)
 def test_a_scale_of_exactly_zero_passes_nothing_on_in_both_forms(rule):
     """A squeeze-and-excitation block of dead ReLUs: the layer below could not divide by its output of zero."""
-    layer = torch.nn.Linear(4, 4, bias=False).double()
+    layer = torch.nn.Linear(4, 4, bias=False).double().requires_grad_(False)
     module = torch.nn.Sequential(Calls(lambda x: x * torch.sigmoid(layer(F.relu(-x.abs())))))
     x = randn(2, 4)
     relevance = relevance_like(module(x))

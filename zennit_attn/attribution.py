@@ -18,6 +18,7 @@ from zennit.core import Composite
 from .adapters import explained, target_mask
 from .engine.finiteness import watch
 from .engine.functions import divide
+from .engine.state import explaining
 from .errors import NotFiniteError, PaddingWarning, TrainingWarning
 from .hints import nearest
 from .inputs import leaves_of, split_input
@@ -208,7 +209,8 @@ class InputXGradient(Attributor):
         with torch.enable_grad(), kernel:
             with self.capture() as captured, leaves_of(self.model, given) as (values, leaves):
                 # a tensor by position, or arguments by name
-                output = self.model(values[None], **rest) if None in values else self.model(**values, **rest)
+                with explaining(lambda output: explained(output, self.output_key)):
+                    output = self.model(values[None], **rest) if None in values else self.model(**values, **rest)
             sources = [*captured.values(), *(leaf for found in leaves.values() for leaf in found.values())]
             constants = [] if recorder is None else recorder.constants
             tensor = explained(output, self.output_key)

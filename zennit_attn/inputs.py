@@ -11,6 +11,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_map_only
+
+from .engine.operands import explained_leaf
 
 #: Entries of a batch that hold what is explained, of which exactly one has to be there.
 INPUTS = ("input_ids", "inputs_embeds", "pixel_values", "input_values", "input_features")
@@ -57,7 +60,9 @@ def split_input(
         if not isinstance(input[name], Tensor):
             kind = type(input[name]).__name__
             raise TypeError(f"got {name} of type {kind}, expected a tensor: use return_tensors='pt'")
-    return {name: input[name] for name in names}, {key: item for key, item in input.items() if key not in names}
+    # what is not explained is a constant, whatever it was computed of
+    rest = {key: tree_map_only(Tensor, Tensor.detach, item) for key, item in input.items() if key not in names}
+    return {name: input[name] for name in names}, rest
 
 
 def single_input(input: Any, argument: str | None = None) -> tuple[str | None, Tensor, dict[str, Any]]:
@@ -84,7 +89,7 @@ def leaves_of(model: torch.nn.Module, given: Mapping[str | None, Tensor]) -> Ite
     tokens = {name: value for name, value in values.items() if not value.is_floating_point()}
     for name, value in given.items():
         if name not in tokens:
-            leaves[name][0] = value.detach().requires_grad_()
+            leaves[name][0] = explained_leaf(value)
             values[name] = leaves[name][0].view_as(value)
 
     def catch(table: Any, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor) -> Tensor | None:
@@ -94,7 +99,7 @@ def leaves_of(model: torch.nn.Module, given: Mapping[str | None, Tensor]) -> Ite
             return None
         key = id(getattr(table, "weight", table))
         if key not in leaves[name]:
-            leaves[name][key] = output.detach().reshape(*tokens[name].shape, -1).requires_grad_()
+            leaves[name][key] = explained_leaf(output.reshape(*tokens[name].shape, -1))
         # a copy, so that a model that writes into its embeddings does not write into the leaf
         return leaves[name][key].clone().view_as(output)
 

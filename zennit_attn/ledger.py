@@ -23,7 +23,7 @@ from .engine.catalog import functions
 from .engine.functions import multiply
 from .engine.gates import WEIGHT, mark, strength
 from .engine.mode import OperatorMode
-from .engine.operands import depends, operands, swap
+from .engine.operands import depends, explained_leaf, operands, swap
 from .engine.state import record_with
 from .engine.state import recorder as current_recorder
 
@@ -166,7 +166,7 @@ class Recorder:
     def constant(self, value: Tensor) -> Tensor:
         """Return a leaf that stands for a constant."""
         # a copy: what is written to the original later does not change what was added
-        leaf = value.detach().clone().requires_grad_()
+        leaf = explained_leaf(value.clone())
         kind = self.names.get(value.untyped_storage().data_ptr(), "constant")
         self.constants.append(((self.modules[-1], kind), leaf))
         # whatever it is added to stays the gate that it is

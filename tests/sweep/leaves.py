@@ -15,6 +15,8 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_map
 
+from zennit_attn.engine.operands import explained_leaf
+
 #: Names of parameters, buffers and tensor attributes that are added to what depends on the input.
 CONSTANTS = re.compile(
     r"bias[^.]*$|position|pos_emb|pos_embed|^wpe|(^|\.)pe$|token_type|type_embed|segment_emb|ngram_embeddings|running_mean"
@@ -109,7 +111,7 @@ class ConstantLeaves(TorchFunctionMode):
 
     def leaf(self, constant: Any, other: Tensor) -> Tensor:
         """Return a leaf of a constant, of the type of what it is joined with."""
-        self.values.append(torch.as_tensor(constant).to(other.dtype, copy=True).requires_grad_())
+        self.values.append(explained_leaf(torch.as_tensor(constant).to(other.dtype, copy=True)))
         return self.values[-1]
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -169,7 +171,7 @@ class Leaves:
             return value
         value = value.detach()
         changed = value + self.noise * value * torch.randn_like(value) if self.noise else value.clone()
-        self.values.append(changed.requires_grad_())
+        self.values.append(explained_leaf(changed))
         return self.values[-1].clone()
 
     def __call__(self) -> Any:

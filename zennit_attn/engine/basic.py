@@ -30,7 +30,7 @@ def unknown(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any
     """Call a function that is in no kind; report it where it carries relevance from an argument to its output."""
     output = function(*args, **kwargs)
     if operands(args, kwargs) and operands((output,), {}):
-        report(function)
+        report(function, output)
     return output
 
 
@@ -41,6 +41,6 @@ def transformed(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) ->
         while isinstance(value, Tensor) and torch._C._functorch.is_functorch_wrapped_tensor(value):
             value = torch._C._functorch.get_unwrapped(value)
         if depends(value):
-            report(function)
+            report(function, output)
             break
     return output

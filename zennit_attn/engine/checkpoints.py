@@ -15,6 +15,9 @@ import torch.utils.checkpoint
 from .policy import Policy
 from .state import enclosing_policy, state
 
+#: Returns the hooks by which tensors are saved for the backward pass, None if there are none; torch 2.6 does not tell.
+saving_hooks: Callable[[bool], Any] = getattr(torch._C._autograd, "_top_saved_tensors_default_hooks", lambda _: None)
+
 
 class CheckpointHandle:
     """Gradient checkpointing of one module, with the rules on while its forward is computed again.
@@ -33,16 +36,19 @@ class CheckpointHandle:
         def checkpointed(function: Any, *args: Any, **kwargs: Any) -> Any:
             policy = enclosing_policy() or Policy()
 
+            def known(*inner: Any) -> Any:
+                with known_checkpoint(state.mode):
+                    return function(*inner)
+
             def again(*inner: Any) -> Any:
                 if state.mode is not None:
-                    with known_checkpoint(state.mode):
-                        return function(*inner)
+                    return known(*inner)
                 if not self.active:
                     raise RuntimeError(
                         "the backward pass of a model with gradient checkpointing got to a layer after its composite "
                         "was removed; expected it inside of the context, which has to compute the layer again."
                     )
-                return rerun(policy, function, inner)
+                return rerun(policy, known, inner)
 
             return self.before(again, *args, **kwargs)
 
@@ -56,9 +62,7 @@ class CheckpointHandle:
 
 def in_checkpoint() -> bool:
     """Tell whether a checkpoint is running that keeps no graph's tensors, and computes them again without rules."""
-    # torch 2.6 does not tell
-    top = getattr(torch._C._autograd, "_top_saved_tensors_default_hooks", lambda _: None)
-    hooks = top(True)
+    hooks = saving_hooks(True)
     return hooks is not None and hooks[0].__module__ == torch.utils.checkpoint.__name__
 
 

@@ -16,7 +16,8 @@ from torch._C._functorch import maybe_current_level
 from torch.overrides import TorchFunctionMode
 
 from .basic import transformed, unknown
-from .checkpoints import in_checkpoint
+from .checkpoints import in_checkpoint, saving_hooks
+from .graph import sequence_number, settle
 from .operands import Form, operands
 from .operators import PLAIN, find, numbered, table_of
 from .policy import Policy
@@ -55,8 +56,13 @@ class OperatorMode(TorchFunctionMode):
         #: What was computed of the input under ``torch.no_grad``, and whether there may be something.
         self.cuts: Any = None
         self.following = False
-        #: Whether to look at every function, and whether a checkpoint that is known to run with rules is running.
+        #: Whether to follow every function, and whether a checkpoint that is known to run with rules is running.
         self.watching = self.rerunning = False
+        #: How many functions were called, and where those that are followed made their nodes.
+        self.count = 0
+        self.spans: Any = None
+        #: What is to be reported if the explained output turns out to depend on it.
+        self.pending: list[Any] = []
         self.table: Any = self.table_for(policy)
 
     def table_for(self, policy: Policy) -> Any:
@@ -67,21 +73,26 @@ class OperatorMode(TorchFunctionMode):
         """Call ``func`` by its rule."""
         if self.following:
             return self.follow(func, types, args, kwargs or {})
+        self.count += 1
         rule = self.table.get(func, unknown)
         if rule is None:
             return func(*args, **kwargs) if kwargs else func(*args)
         if maybe_current_level() is not None:
             rule = transformed
-        return rule(func, args, kwargs or {})
+        output = rule(func, args, kwargs or {})
+        if saving_hooks(True) is not None and not self.rerunning and in_checkpoint() and operands(args, kwargs or {}):
+            report(torch.utils.checkpoint.checkpoint, output)
+        return output
 
     def follow(self, func: Any, types: Any, args: Any, kwargs: Any) -> Any:
         """Call ``func`` by its rule, and follow what is computed without a graph, for as long as there is something."""
         self.following = False
+        start = sequence_number()
         output = OperatorMode.__torch_function__(self, func, types, args, kwargs)
+        if self.spans is not None:
+            self.spans.add(start, sequence_number())
         if self.table is not self.nothing and self.cuts.follow(func, args, kwargs, output):
-            report_cut(func)
-        if self.watching and not self.rerunning and in_checkpoint() and operands(args, kwargs):
-            report(torch.utils.checkpoint.checkpoint)
+            report_cut(func, args[0] if output is None and args else output)
         self.following = self.watching or bool(self.cuts.tensors) or not torch.is_grad_enabled()
         return output
 
@@ -125,7 +136,9 @@ def run_inside(
         mode = state.mode = kind(policy, form, strict, module)
         try:
             with mode:
-                return forward(*args, **kwargs)
+                output = forward(*args, **kwargs)
+            settle(mode.pending, state.choose(output) if state.choose else output)
+            return output
         finally:
             state.mode = None
     if mode.form != form:

@@ -12,6 +12,21 @@ from torch import Tensor
 
 Form = Literal["relevance", "gradient"]
 
+#: Attribute of a leaf that stands for the explained input, or for a constant that is accounted for.
+EXPLAINED = "_zennit_attn_explained"
+
+
+def explained_leaf(value: Tensor) -> Tensor:
+    """Return a leaf of the graph with the values of a tensor, which is explained."""
+    leaf = value.detach().requires_grad_()
+    setattr(leaf, EXPLAINED, True)
+    return leaf
+
+
+def is_explained(leaf: Tensor) -> bool:
+    """Tell whether a leaf is one that :func:`explained_leaf` made."""
+    return getattr(leaf, EXPLAINED, False)
+
 
 def depends(value: Any) -> bool:
     """Tell whether a value is a tensor that depends on the explained input.

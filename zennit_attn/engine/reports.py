@@ -12,6 +12,7 @@ from types import FrameType
 from typing import Any
 
 import torch
+from torch.utils._pytree import tree_leaves
 
 from ..errors import CutOffError, CutOffWarning, UnknownOperationError, UnknownOperationWarning
 from .state import state
@@ -40,8 +41,15 @@ def place() -> tuple[str, str]:
     return names.get(module, "a module outside of the model"), type(module).__name__
 
 
-def report(function: Any) -> None:
+def report(function: Any, made: Any = None) -> None:
     """Report an operation that has no rule, once for each place.
+
+    Parameters
+    ----------
+    function : Any
+        A function of torch, or an autograd function.
+    made : Any, optional
+        What it returned: reported if the explained output depends on it. None is known to be on the path.
 
     Raises
     ------
@@ -59,10 +67,11 @@ def report(function: Any) -> None:
         f"Give the module a layer rule (for example zennit.rules.Pass for an element-wise function), or {advice}.",
         UnknownOperationError,
         UnknownOperationWarning,
+        made,
     )
 
 
-def report_cut(function: Any) -> None:
+def report_cut(function: Any, made: Any) -> None:
     """Report an operation that takes what was computed of the input under ``torch.no_grad``, once for each place.
 
     Raises
@@ -77,17 +86,97 @@ def report_cut(function: Any) -> None:
         "Change the setting by which it does not, or explain what it computed as an input of its own.",
         CutOffError,
         CutOffWarning,
+        made,
     )
 
 
-def report_here(function: Any, message: str, error: type[Exception], warning: type[Warning]) -> None:
-    """Report a function and the place of its call, which the message has as fields, once for both."""
+def report_node(name: str) -> None:
+    """Report a node of the graph that was made where no rule could see the function.
+
+    Raises
+    ------
+    UnknownOperationError
+        If the composite is strict.
+    """
+    report_here(
+        name,
+        "the graph of {kind} has a {function} that no function made which the rules saw: got something computed in a "
+        "function of torch.jit, in another thread, with torch functions disabled, or before the context, and what it "
+        "passes back is the plain gradient. Expected functions of torch, called in the forward itself.",
+        UnknownOperationError,
+        UnknownOperationWarning,
+    )
+
+
+def report_leaf(title: str) -> None:
+    """Report a tensor that requires grad, and is neither the input nor a parameter that the context froze.
+
+    Raises
+    ------
+    UnknownOperationError
+        If the composite is strict.
+    """
+    report_here(
+        title,
+        "the graph of {kind} ends in {function}, which requires grad and is neither its input nor one of its "
+        "parameters: got something that the rules take for an input, and that gets a share of the relevance. "
+        "Expected constants: set requires_grad_(False) on it, or make it a parameter of a module of the model.",
+        UnknownOperationError,
+        UnknownOperationWarning,
+    )
+
+
+def report_outside(model: torch.nn.Module, node: str, strict: bool) -> None:
+    """Report what was computed of a model's output after its forward, where no rules hold.
+
+    Raises
+    ------
+    UnknownOperationError
+        If the composite is strict.
+    """
+    report_once(
+        model,
+        ("outside", node),
+        f"a {node} was computed of the output of {type(model).__name__} after its forward, where its rules do not "
+        "hold: got a plain gradient there; expected a logit, or a sum of logits. Put a module around the model whose "
+        "forward computes what is to be explained, and the composite on it.",
+        UnknownOperationError,
+        UnknownOperationWarning,
+        strict,
+    )
+
+
+def report_here(function: Any, message: str, error: type[Exception], warning: type[Warning], made: Any = None) -> None:
+    """Report a function and the place of its call, which the message has as fields, once for both.
+
+    What it made is waited for, if that is known: a loss beside the logits is not on the path to what is explained.
+    """
+    mode = state.mode
     name, kind = place()
-    title = str(getattr(function, "__qualname__", None) or getattr(function, "__name__", repr(function)))
+    title = title_of(function)
     message = message.format(function=title, name=name, kind=kind)
-    if state.mode is None:
+    if mode is None:
         raise error(message)
-    report_once(state.mode.root, (title, name), message, error, warning, state.mode.strict)
+
+    def now() -> None:
+        report_once(mode.root, (title, name), message, error, warning, mode.strict)
+
+    nodes = [value.grad_fn for value in tree_leaves(made) if isinstance(value, torch.Tensor) and value.grad_fn]
+    if not nodes or torch.compiler.is_compiling():
+        now()
+    else:
+        mode.pending.append((nodes, now))
+
+
+def title_of(function: Any) -> str:
+    """Return the name of a function, that by which it can be registered where it has one."""
+    if isinstance(function, str):
+        return function
+    if isinstance(function, torch._ops.OpOverload):
+        function = function.overloadpacket
+    if isinstance(function, torch._ops.OpOverloadPacket):
+        return "torch.ops." + function._qualified_op_name.replace("::", ".")
+    return str(getattr(function, "__qualname__", None) or getattr(function, "__name__", repr(function)))
 
 
 def report_once(

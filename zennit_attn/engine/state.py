@@ -6,7 +6,7 @@ This module does not know what a mode does: see :mod:`zennit_attn.engine.mode`.
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -23,6 +23,8 @@ class State(threading.local):
     recorder: Any = None
     fired: set[int] | None = None
     kind: Any = None
+    #: Chooses what is explained of what the model returns, where something knows it.
+    choose: Any = None
 
 
 state = State()
@@ -51,6 +53,16 @@ def watch_rules() -> Iterator[set[int]]:
         yield state.fired
     finally:
         state.fired = before
+
+
+@contextmanager
+def explaining(choose: Callable[[Any], Any]) -> Iterator[None]:
+    """Tell what is explained of what a model returns: nothing else has to be known to the rules."""
+    before, state.choose = state.choose, choose
+    try:
+        yield
+    finally:
+        state.choose = before
 
 
 def applied(rule: Hook) -> None:

@@ -6,7 +6,6 @@ They hold down to an inner module with rules of its own. What they do with a fun
 
 from __future__ import annotations
 
-import weakref
 from functools import partial
 from types import MappingProxyType
 from typing import Any, ClassVar
@@ -16,18 +15,14 @@ from zennit.core import RemovableHandleList
 
 from ..engine.checkpoints import CheckpointHandle
 from ..engine.finiteness import watch
-from ..engine.graph import report_functions
 from ..engine.handles import ForwardHandle, FrozenHandle
 from ..engine.inventory import Inventory, refuse_foreign
 from ..engine.mode import run_inside
-from ..engine.no_grad import follow_cuts
 from ..engine.operators import table_of
 from ..engine.policy import Policy
 from ..engine.state import applied, enclosing_policy, is_shielded
+from ..engine.survey import Survey
 from .rule import Rule
-
-#: Models of which the graph was walked for hidden functions, and under which policies.
-_looked_at: weakref.WeakKeyDictionary[torch.nn.Module, set[str]] = weakref.WeakKeyDictionary()
 
 
 class Operators(Rule):
@@ -104,8 +99,7 @@ class Operators(Rule):
         # a compiler must find the table there when it traces
         key = self.policy(None).key(self.form)
         table_of(key)
-        # the graph is walked once for a model and a policy, under strict rules once for each registration
-        first = self.strict or key not in _looked_at.get(module, ())
+        survey = Survey(module, key, self.form, self.strict, bool(checkpoints))
 
         def rerun(policy: Policy, forward: Any, args: Any, kwargs: Any = MappingProxyType({})) -> Any:
             return run_inside(policy, self.form, self.strict, module, forward, args, kwargs)
@@ -119,7 +113,7 @@ class Operators(Rule):
                 return rerun(self.policy(policy), forward, args, kwargs)
             refuse_foreign(modules)
             inventory.check()
-            run = partial(rerun, self.policy(None), look_once if first else forward, args, kwargs)
+            run = partial(rerun, self.policy(None), partial(survey.run, forward), (args, kwargs))
             if not self.strict:
                 return run()
             with watch(module) as check_output:
@@ -127,16 +121,9 @@ class Operators(Rule):
                 check_output(output)
             return output
 
-        def look_once(*args: Any, **kwargs: Any) -> Any:
-            nonlocal first
-            follow_cuts(everything=True)
-            output = handles[0].wrapped.forward(*args, **kwargs)
-            if report_functions(output, (args, kwargs), bool(checkpoints), self.form):
-                first = False
-                _looked_at.setdefault(module, set()).add(key)
-            return output
-
-        handles = RemovableHandleList([ForwardHandle(module, around), FrozenHandle(module)])
+        # once more around the module's hooks, which are part of what it computes
+        called = ForwardHandle(module, around, name="_call_impl")
+        handles = RemovableHandleList([ForwardHandle(module, around), called, FrozenHandle(module)])
         handles += [CheckpointHandle(child, rerun) for child in checkpoints]
         return handles
 

@@ -1,0 +1,120 @@
+"""Survey: when a model's forward is looked at for what no rule can see.
+
+At the first forward of a model under a policy, at each that calls another number of functions than those before, and
+under strict rules at each. How it is looked at is in :mod:`zennit_attn.engine.graph`.
+"""
+
+from __future__ import annotations
+
+import sys
+import weakref
+from collections.abc import Iterator
+from types import FrameType
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._pytree import tree_leaves
+
+from .graph import Spans, is_plain, look, nodes_of, sequence_number, settle
+from .no_grad import follow_cuts
+from .operands import Form
+from .reports import report_outside
+from .state import state
+
+#: How many functions the forwards called that were looked at, by model and policy.
+_known: weakref.WeakKeyDictionary[torch.nn.Module, dict[str, set[int]]] = weakref.WeakKeyDictionary()
+
+
+class Survey:
+    """The forwards of one model for as long as rules are registered on it.
+
+    Parameters
+    ----------
+    model : torch.nn.Module
+        The model.
+    key : str
+        Name of the policy and the form.
+    form : {"relevance", "gradient"}
+        Form of the backward signal.
+    strict : bool
+        Look at every forward.
+    checkpoints : bool
+        Whether the model's reentrant checkpoints are known to run with rules.
+    """
+
+    def __init__(self, model: torch.nn.Module, key: str, form: Form, strict: bool, checkpoints: bool) -> None:
+        self.model, self.key, self.form, self.strict, self.checkpoints = model, key, form, strict, checkpoints
+        self.known = _known.get(model, {}).get(key, set())
+        #: Whether the next forward is followed function by function.
+        self.next = strict or not self.known
+        #: Where the forwards made their nodes.
+        self.forwards = Spans()
+
+    def run(self, forward: Any, args: Any, kwargs: Any) -> Any:
+        """Run a forward with its mode on, and look at what it made."""
+        mode, following = state.mode, self.next
+        if following:
+            follow_cuts(everything=True)
+            mode.spans = Spans()
+        start = sequence_number()
+        output = forward(*args, **kwargs)
+        self.forwards.add(start, sequence_number())
+        if not following and mode.count in self.known:
+            return output
+        # a forward of another kind: followed the next time, as what turns graphs off is not in the graph
+        self.next = self.strict or not following
+        chosen = state.choose(output) if state.choose else output
+        # what has a name is reported by it
+        settle(mode.pending, chosen)
+        if look(self.model, chosen, (args, kwargs), mode.spans, self.checkpoints, self.form):
+            self.known = _known.setdefault(self.model, {}).setdefault(self.key, self.known)
+            self.known.add(mode.count)
+        else:
+            self.next = True
+        if state.choose is None:
+            self.look_behind(output)
+        return output
+
+    def look_behind(self, output: Any) -> None:
+        """Report, in the backward pass, what was computed of an output after the forward, where no rules hold."""
+        done: set[int] = set()
+
+        def check(signal: Any) -> None:
+            task = torch._C._current_graph_task_id()
+            if task not in done:
+                done.add(task)
+                for roots in backward_passes():
+                    for node in between(roots, self.forwards):
+                        if not is_plain(node, "gradient"):
+                            report_outside(self.model, node.name(), self.strict)
+
+        for value in tree_leaves(output):
+            if isinstance(value, Tensor) and value.requires_grad:
+                value.register_hook(check)
+
+
+def backward_passes() -> Iterator[Any]:
+    """Yield what each backward pass that is running was called with: the engine does not tell in its hooks."""
+    for innermost in sys._current_frames().values():
+        frame: FrameType | None = innermost
+        while frame is not None:
+            if frame.f_code is torch.autograd.graph._engine_run_backward.__code__:
+                yield frame.f_locals["t_outputs"]
+            frame = frame.f_back
+
+
+def between(roots: Any, forwards: Spans) -> list[Any]:
+    """Return the nodes on the way from what a backward pass begins with to what forwards made."""
+    first = forwards.starts[0] if forwards.starts else 0
+
+    def is_later(node: Any) -> bool:
+        return node._sequence_nr() >= first and node._sequence_nr() not in forwards
+
+    later = [node for node in nodes_of(roots, stop=lambda node: not is_later(node)) if not hasattr(node, "variable")]
+    found: set[Any] = set()
+    # what a node was made of was made before it
+    for node in sorted(later, key=lambda node: int(node._sequence_nr())):
+        if any(before is not None and (before in found or not is_later(before)) for before, _ in node.next_functions):
+            found.add(node)
+    return list(found)
