@@ -5,6 +5,7 @@ Token ids have no relevance of their own: their embeddings have, wherever the mo
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -61,8 +62,30 @@ def split_input(
             kind = type(input[name]).__name__
             raise TypeError(f"got {name} of type {kind}, expected a tensor: use return_tensors='pt'")
     # what is not explained is a constant, whatever it was computed of
-    rest = {key: tree_map_only(Tensor, Tensor.detach, item) for key, item in input.items() if key not in names}
+    rest = {key: constant_of(item) for key, item in input.items() if key not in names}
     return {name: input[name] for name in names}, rest
+
+
+def constant_of(value: Any) -> Any:
+    """Return a value without a graph, and a copy of it where the model writes into it, as into a cache."""
+    if any(base.__name__ == "Cache" for base in type(value).__mro__):
+        return copied(value)
+    return tree_map_only(Tensor, Tensor.detach, value)
+
+
+def copied(value: Any) -> Any:
+    """Return a copy of a cache with all that it holds: tensors without a graph, lists, and the caches of layers."""
+    if isinstance(value, Tensor):
+        return value.detach().clone()
+    if isinstance(value, (list, tuple)):
+        return type(value)(map(copied, value))
+    if isinstance(value, dict):
+        return type(value)((key, copied(item)) for key, item in value.items())
+    if type(value).__module__.startswith("transformers.cache_utils"):
+        twin = copy.copy(value)
+        vars(twin).update((key, copied(item)) for key, item in vars(value).items())
+        return twin
+    return value
 
 
 def single_input(input: Any, argument: str | None = None) -> tuple[str | None, Tensor, dict[str, Any]]:

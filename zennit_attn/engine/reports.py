@@ -126,6 +126,25 @@ def report_leaf(title: str) -> None:
     )
 
 
+def report_shift(made: Any) -> None:
+    """Report a softmax that is written out with a detached maximum, in the relevance form.
+
+    Raises
+    ------
+    UnknownOperationError
+        If the composite is strict.
+    """
+    report_here(
+        "exp(a - max) / sum",
+        "{function}, called in {name!r} ({kind}), is a softmax with a maximum that is detached: at the maximum the "
+        "difference is exactly zero, and its share is lost in the relevance form; expected the gradient form "
+        "(zennit_attn.input_x_gradient), torch.softmax, or a maximum that is not detached.",
+        UnknownOperationError,
+        UnknownOperationWarning,
+        made,
+    )
+
+
 def report_outside(model: torch.nn.Module, node: str, strict: bool) -> None:
     """Report what was computed of a model's output after its forward, where no rules hold.
 

@@ -17,6 +17,7 @@ from .functions import Scale
 from .gates import WEIGHT, mark, strength
 from .graph import name_of_node
 from .operands import depends, operands
+from .reports import report_shift
 
 #: Nodes that move values, or multiply them by constants: what comes out is the same tensor, as far as this goes.
 MOVING = frozenset(
@@ -26,8 +27,8 @@ MOVING = frozenset(
     """.split()
 )
 ADDING = frozenset("Add Sub".split())
-#: What caps scores, element by element.
-CAPPING = frozenset("Route Slope".split())
+#: What is between the scores and the softmax, element by element: caps, and the exponential of one that is written out.
+CAPPING = frozenset("Exp Route Slope".split())
 SUMMING = frozenset("Sum ScatterAdd IndexAdd ScatterReduce IndexReduce".split())
 PRODUCTS = frozenset("Addmm Baddbmm Bmm Mm".split())
 
@@ -68,6 +69,19 @@ def is_softmax(numerator: Any, denominator: Any) -> bool:
     )
 
 
+def is_shifted(numerator: Any) -> bool:
+    """Tell whether an exponential in the relevance form is of a difference to a constant, as a detached maximum is.
+
+    At the maximum the difference is exactly zero, where no relevance can tell the gradient.
+    """
+    ((node, _),) = reached(numerator.grad_fn, MOVING, frozenset({"Exp"}))
+    before, _ = exponent(node)
+    if before is None or name_of_node(before) != "Leave":
+        return False
+    (difference,) = sources(before)
+    return name_of_node(difference) == "Sub" and len(sources(difference)) == 1
+
+
 def exponent(node: Any) -> Any:
     """Return where an exponential comes from, whichever form it is in."""
     (before, output), *_ = node.next_functions
@@ -82,7 +96,11 @@ def quotient(rule: Rule, softmax: Rule) -> Rule:
     def run(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         sides = [*args[:2], *(kwargs[name] for name in ("input", "other") if name in kwargs)]
         if len(sides) == 2 and is_softmax(*sides):
-            return softmax(function, args, kwargs)
+            shifted = is_shifted(sides[0])
+            output = softmax(function, args, kwargs)
+            if shifted and depends(output):
+                report_shift(output)
+            return output
         return rule(function, args, kwargs)
 
     return run

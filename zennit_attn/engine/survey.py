@@ -59,8 +59,10 @@ class Survey:
             mode.spans = Spans()
         start = sequence_number()
         output = forward(*args, **kwargs)
+        # before this module's own functions are counted
+        count = mode.count
         self.forwards.add(start, sequence_number())
-        if not following and mode.count in self.known:
+        if not following and count in self.known:
             return output
         # a forward of another kind: followed the next time, as what turns graphs off is not in the graph
         self.next = self.strict or not following
@@ -69,7 +71,7 @@ class Survey:
         settle(mode.pending, chosen)
         if look(self.model, chosen, (args, kwargs), mode.spans, self.checkpoints, self.form):
             self.known = _known.setdefault(self.model, {}).setdefault(self.key, self.known)
-            self.known.add(mode.count)
+            self.known.add(count)
         else:
             self.next = True
         if state.choose is None:
