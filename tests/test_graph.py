@@ -262,6 +262,7 @@ BRANCHES = {
     "checkpoint": lambda h: checkpoint(gated, h, use_reentrant=False),
     "reentrant checkpoint": lambda h: checkpoint(gated, h, use_reentrant=True),
     "thread": in_a_thread,
+    "disabled": disabled,
 }
 
 
@@ -272,6 +273,8 @@ def test_a_branch_that_only_a_later_forward_takes_is_seen(name, strict):
     branch, net, x = BRANCHES[name], Net(), rand(1, 6)
     if "reentrant" in name and not strict:
         pytest.skip("torch itself refuses reentrant checkpoints with torch.autograd.grad")
+    if name == "thread" and not strict:
+        pytest.skip("nothing tells of a thread but the graph, which is walked at each forward under strict rules only")
     with InputXGradient(net, input_x_gradient(AttnLRPComposite(strict=strict))) as attributor:
         attributor(x, targets.Label(1))
         net.between = branch
