@@ -2,6 +2,7 @@
 
 import configparser
 import json
+import os
 import pkgutil
 import shutil
 import subprocess
@@ -283,7 +284,7 @@ def test_models_of_other_kinds_are_refused(tmp_path, capsys):
 
 
 def test_wrong_usage_is_argparse_s(capsys):
-    for arguments in ([], ["explain"], ["explain", "--model", "x", "--text", "a", "--image", "b"], ["explian"]):
+    for arguments in (["explain"], ["explain", "--model", "x", "--text", "a", "--image", "b"], ["explian"]):
         with pytest.raises(SystemExit, match="2"):
             cli.main(arguments)
         assert "usage:" in capsys.readouterr().err
@@ -420,6 +421,63 @@ def test_the_entry_point_is_installed():
 
 def test_as_a_program():
     program = shutil.which("zennit-attn")
-    command = [program] if program else [sys.executable, "-m", "zennit_attn.cli.main"]
+    command = [program] if program else [sys.executable, "-m", "zennit_attn"]
     done = subprocess.run([*command, "composites", "--json"], capture_output=True, text=True, check=True, cwd=ROOT)
     assert "attnlrp" in json.loads(done.stdout)
+
+
+LIGHT = [
+    (["--help"], 0),
+    ([], 0),
+    (["--version"], 0),
+    (["explain", "--help"], 0),
+    (["explain", "--model", "gpt2"], 2),
+    (["explain", "--model", "gpt2", "--text", "a", "--dtype", "float8"], 2),
+    (["none"], 2),
+]
+
+
+@pytest.mark.parametrize(("arguments", "code"), LIGHT, ids=lambda value: str(value))
+def test_help_and_wrong_usage_import_nothing_heavy(arguments, code):
+    program = (
+        "import sys, zennit_attn.cli\n"
+        "try: code = zennit_attn.cli.main(sys.argv[1:])\n"
+        "except SystemExit as exit: code = exit.code\n"
+        "heavy = {'torch', 'numpy', 'transformers', 'zennit', 'matplotlib', 'PIL'} & set(sys.modules)\n"
+        "assert not heavy, heavy\n"
+        "sys.exit(code)"
+    )
+    command = [sys.executable, "-c", program, *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT)
+    assert done.returncode == code, done.stderr
+
+
+def test_the_names_that_the_parser_knows_are_those_of_the_package():
+    from zennit_attn.cli import parser
+    from zennit_attn.composites import PRESETS
+
+    assert set(parser.PRESETS) == set(PRESETS)
+    assert parser.DTYPES == explainer.DTYPES
+
+
+def test_without_a_command_there_is_help(capsys):
+    assert cli.main([]) == 0
+    assert "usage: zennit-attn" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("line", "expected"), [("zennit-attn desc", {"describe "}), ("zennit-attn explain --dty", {"--dtype "})]
+)
+def test_shells_complete(tmp_path, line, expected):
+    pytest.importorskip("argcomplete")
+    environment = {
+        **os.environ,
+        "_ARGCOMPLETE": "1",
+        "_ARGCOMPLETE_IFS": "\n",
+        "_ARGCOMPLETE_SUPPRESS_SPACE": "0",
+        "_ARGCOMPLETE_STDOUT_FILENAME": str(tmp_path / "out"),
+        "COMP_LINE": line,
+        "COMP_POINT": str(len(line)),
+    }
+    subprocess.run([sys.executable, "-m", "zennit_attn"], env=environment, cwd=ROOT, check=False, capture_output=True)
+    assert set((tmp_path / "out").read_text().split("\n")) == expected

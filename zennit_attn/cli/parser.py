@@ -1,0 +1,160 @@
+"""The command ``zennit-attn``: explain texts and images with models of transformers.
+
+Exit codes: 0 if all went well, 1 if some rows of a batch failed, 2 at wrong usage or an input that cannot be used.
+What is said of errors is on stderr; stdout has results alone, with ``--json`` as one JSON object.
+
+Nothing heavy is imported here, so that help and wrong usage are told at once: each command is a module of its own, with
+a function ``run``, that is imported when it is called.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from ..errors import InputError
+from ..version import __version__
+
+DONE, SOME_FAILED, REFUSED, STOPPED = 0, 1, 2, 130
+SUFFIXES = (".html", ".png", ".svg", ".pdf")
+#: Names that the commands know, too; there, they would take a second to import.
+PRESETS = ("attnlrp", "cp_lrp", "gamma_vit")
+DTYPES = ("float32", "float64", "bfloat16", "float16")
+EXAMPLES = """examples:
+  zennit-attn explain --model gpt2 --text "Paris is the capital of" --out heatmap.html
+  zennit-attn explain --model google/vit-base-patch16-224 --image cat.jpg --target "Egyptian cat" --out cat.png
+  zennit-attn explain --model gpt2 --input texts.jsonl --out results    # {"text": "...", "target": "..."} a line
+  zennit-attn composites
+  zennit-attn describe --model gpt2 --composite cp_lrp
+
+completion (with the extra "completion"): eval "$(register-python-argcomplete zennit-attn)" in bash and zsh, and
+register-python-argcomplete --shell fish zennit-attn | source in fish
+
+exit codes: 0 all went well, 1 some rows of a batch failed, 2 wrong usage or an input that cannot be used
+"""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command.
+
+    Parameters
+    ----------
+    arguments : sequence of str, optional
+        Arguments; by default those of the program.
+
+    Returns
+    -------
+    int
+        The exit code.
+
+    Raises
+    ------
+    SystemExit
+        By argparse, at ``--help`` and at wrong usage.
+
+    Examples
+    --------
+    >>> from zennit_attn.cli import main
+    >>> main(["composites", "--json"])  # doctest: +ELLIPSIS
+    {...}
+    0
+    """
+    top = parser()
+    if "_ARGCOMPLETE" in os.environ:
+        # a shell asks how a line could go on
+        import argcomplete
+
+        argcomplete.autocomplete(top)
+    given = sys.argv[1:] if arguments is None else list(arguments)
+    if not given:
+        top.print_help()
+        return DONE
+    args = top.parse_args(given)
+    try:
+        return int(importlib.import_module(f".{args.command}", __package__).run(args))
+    except InputError as error:
+        print(f"zennit-attn: error: {error}", file=sys.stderr)
+        return REFUSED
+    except BrokenPipeError:
+        # whoever reads the output has enough of it; nothing is left to be flushed at the end
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return DONE
+    except OSError as error:
+        print(f"zennit-attn: error: {error}; check the place, its permissions and its room", file=sys.stderr)
+        return REFUSED
+    except KeyboardInterrupt:
+        print(
+            "zennit-attn: stopped; the same command goes on with a batch or a search where it stopped", file=sys.stderr
+        )
+        return STOPPED
+
+
+def parser() -> argparse.ArgumentParser:
+    """Return the parser of the command line."""
+    top = argparse.ArgumentParser(
+        "zennit-attn",
+        description="Explain what a transformer said: the relevance of every token or pixel.",
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    top.add_argument("--version", action="version", version=f"zennit-attn {__version__}")
+    commands = top.add_subparsers(title="commands", required=True, metavar="COMMAND")
+    add_explain(commands.add_parser("explain", help="explain a text, an image, or many of them"))
+    commands.add_parser("composites", help="list the presets and their parameters")
+    described = commands.add_parser("describe", help="print module, role and rule of a model; loads no weights")
+    add_model(described)
+    tuned = commands.add_parser("tune", help="search for the best parameters of rules, as a TOML file says")
+    tuned.add_argument("study", type=Path, metavar="FILE.toml", help="the study, see docs/tuning.md")
+    tuned.add_argument("--out", type=Path, metavar="FOLDER", help="where to write (default: the file without .toml)")
+    for name, command in commands.choices.items():
+        command.set_defaults(command=name)
+        command.description = command.description or f"{command.prog}: see zennit-attn --help for examples."
+        command.add_argument("--json", action="store_true", help="print JSON on stdout")
+    return top
+
+
+def add_model(command: argparse.ArgumentParser) -> None:
+    """Add the options of a model and its rules."""
+    command.add_argument("--model", required=True, metavar="NAME_OR_PATH", help="on the Hugging Face hub, or a folder")
+    command.add_argument(
+        "--composite",
+        metavar="NAME_OR_FILE",
+        help=f"{', '.join(PRESETS)} or a TOML file (default: attnlrp for texts, gamma_vit for images)",
+    )
+
+
+def add_explain(command: argparse.ArgumentParser) -> None:
+    """Add the options of ``explain``."""
+    command.description = (
+        "Explain the next token of a causal language model, or the class that a text or image classifier chose."
+    )
+    add_model(command)
+    given = command.add_mutually_exclusive_group(required=True)
+    given.add_argument("--text", help="the text")
+    given.add_argument("--image", type=Path, metavar="FILE", help="the image")
+    given.add_argument(
+        "--input",
+        type=Path,
+        metavar="FILE.jsonl",
+        help='many: a line each, as {"text": "...", "target": "..."} or {"image": "FILE"}; or a folder of images',
+    )
+    command.add_argument(
+        "--target",
+        metavar="TOKEN_OR_CLASS",
+        help="word, # and the id of a token, or name or number of a class (default: that of the largest logit)",
+    )
+    command.add_argument(
+        "--contrastive", action="store_true", help="explain the logit minus the mean of all others, not the logit alone"
+    )
+    command.add_argument("--device", default="auto", help="cpu, cuda, cuda:1, mps (default: a GPU if there is one)")
+    command.add_argument("--dtype", choices=DTYPES, help="default: that of the loaded model")
+    command.add_argument(
+        "--out", type=Path, metavar="FILE", help="heatmap to write, as .html, .png, .svg or .pdf; with --input a folder"
+    )
+    command.add_argument(
+        "--format", choices=[suffix[1:] for suffix in SUFFIXES], help="of the heatmaps of --input (default: html)"
+    )
