@@ -79,7 +79,8 @@ def layer_norm(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> 
         dims = tuple(range(-len(normalized_shape), 0))
         with torch.no_grad():
             tensors: tuple[Any, ...] = (input, weight, bias)
-            if torch.is_autocast_enabled(input.device.type):
+            device = input.device.type
+            if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
                 # autocast takes layer_norm to float32, but not the kernel that it calls
                 tensors = tuple(None if value is None else value.float() for value in tensors)
             # that kernel also returns the statistics
