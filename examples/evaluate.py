@@ -32,24 +32,8 @@ from zennit_attn.evaluation import (
     relevance_rank_accuracy,
     select,
 )
-from zennit_attn.evaluation.baselines import METHODS
+from zennit_attn.evaluation.baselines import METHODS, TITLES
 
-NAMES = {
-    "random": "random",
-    "gradient": "gradient",
-    "smooth_grad": "SmoothGrad",
-    "input_x_gradient": "Input × Gradient",
-    "integrated_gradients": "Integrated Gradients",
-    "grad_cam": "Grad-CAM",
-    "attention_rollout": "attention rollout",
-    "gradient_attention_rollout": "gradient × attention rollout",
-    "occlusion": "occlusion",
-    "kernel_shap": "KernelSHAP",
-    "cp_lrp": "CP-LRP (ε)",
-    "attnlrp": "AttnLRP",
-    "cp_lrp_gamma": "CP-LRP + γ",
-    "attnlrp_gamma": "AttnLRP + γ",
-}
 CHUNK = 50
 STEPS = 16
 SEED = 0
@@ -275,7 +259,7 @@ def table(found):
     columns = list(next(iter(intervals.values())))
     best = {key: max(interval[key].mean for interval in intervals.values()) for key in columns}
     lines = ["| method | " + " | ".join(columns) + " | seconds |", "|---|" + "---|" * (len(columns) + 1)]
-    for name, title in NAMES.items():
+    for name, title in TITLES.items():
         cells = ["–"] * (len(columns) + 1)
         if name in found:
             cells = [cell(intervals[name][key], best[key]) for key in columns] + [f"{found[name][1]:.4f}"]
@@ -304,7 +288,7 @@ def evaluate(case):
     """
     print(case.title, flush=True)
     found = {}
-    for name in NAMES:
+    for name in TITLES:
         try:
             found[name] = scores, seconds = measure(case, METHODS[name])
         except (ModuleNotFoundError, ValueError) as error:

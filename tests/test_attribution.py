@@ -226,7 +226,7 @@ def test_integrated_gradients_are_complete():
 @pytest.mark.parametrize(
     ("call", "error", "match"),
     [
-        (lambda model: InputXGradient(model, AttnLRPComposite()), TypeError, "input_x_gradient"),
+        (lambda model: InputXGradient(model, "attnlrp"), TypeError, "expected a zennit.core.Hook or Composite"),
         (lambda model: InputXGradient(model, fast())("text"), TypeError, "expected a tensor"),
         (lambda model: InputXGradient(model, fast())({"ids": IDS}), ValueError, "exactly one of"),
         (lambda model: InputXGradient(model, fast())({"input_ids": [[1, 2]]}), TypeError, "return_tensors"),

@@ -7,7 +7,7 @@ import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Generic, NamedTuple, Self, TypeVar, overload
 
 import torch
 from torch import Tensor
@@ -16,6 +16,7 @@ from zennit.attribution import Attributor
 from zennit.core import Composite
 
 from .adapters import explained, target_mask
+from .composites.registration import input_x_gradient
 from .engine.finiteness import watch
 from .engine.functions import divide
 from .engine.state import explaining
@@ -36,7 +37,42 @@ class Propagated:
     inner: dict[str, Tensor]
 
 
-class InputXGradient(Attributor):
+Relevance = TypeVar("Relevance")
+Result = TypeVar("Result")
+
+
+class Attribution(NamedTuple, Generic[Relevance]):
+    """What an attributor returns: ``output, relevance = attributor(batch)``.
+
+    Attributes
+    ----------
+    output : Any
+        What the model returned.
+    relevance : torch.Tensor or dict of str to torch.Tensor
+        Relevance of the explained input, or of each of several.
+    """
+
+    output: Any
+    relevance: Relevance
+
+
+class InnerAttribution(NamedTuple, Generic[Relevance]):
+    """The same with inner modules: ``output, relevance, inner = attributor(batch)``.
+
+    Attributes
+    ----------
+    output, relevance
+        See :class:`Attribution`.
+    inner : dict of str to torch.Tensor
+        Relevance of the output of each inner module that was named.
+    """
+
+    output: Any
+    relevance: Relevance
+    inner: dict[str, Tensor]
+
+
+class InputXGradient(Attributor, Generic[Result]):
     """Relevance as input times modified gradient, of one forward and one backward pass.
 
     Parameters
@@ -44,7 +80,8 @@ class InputXGradient(Attributor):
     model : torch.nn.Module
         Model to explain.
     composite : zennit.core.Composite, optional
-        Rules in the gradient form, see :func:`zennit_attn.input_x_gradient`. None is plain Input x Gradient.
+        Rules; those in the relevance form are converted by :func:`zennit_attn.input_x_gradient`. None is plain
+        Input x Gradient.
     attr_output : torch.Tensor or callable, optional
         What is explained, as in :mod:`zennit.attribution`: the *relevance* of the output, or a function that returns
         it, given the output; a :class:`zennit_attn.targets.Target` names a logit. By default the output itself.
@@ -62,45 +99,94 @@ class InputXGradient(Attributor):
     Raises
     ------
     TypeError
-        If the composite is in the relevance form.
+        If the composite is none.
 
     Examples
     --------
     >>> import torch, transformers
-    >>> from zennit_attn import AttnLRPComposite, InputXGradient, input_x_gradient, targets
+    >>> from zennit_attn import AttnLRPComposite, InputXGradient, targets
     >>> config = transformers.LlamaConfig(vocab_size=8, hidden_size=8, intermediate_size=8, num_hidden_layers=1,
     ...                                   num_attention_heads=2)
     >>> model = transformers.LlamaForCausalLM(config).eval()
-    >>> with InputXGradient(model, input_x_gradient(AttnLRPComposite())) as attributor:
+    >>> with InputXGradient(model, AttnLRPComposite()) as attributor:
     ...     output, relevance = attributor(torch.tensor([[3, 1, 4]]), targets.MaxLogit())
     >>> relevance.shape
     torch.Size([1, 3])
     """
 
+    # what a call returns depends on two arguments
+    @overload
+    def __init__(
+        self: InputXGradient[Attribution[Tensor]],
+        model: torch.nn.Module,
+        composite: Composite | None = None,
+        attr_output: Any = None,
+        modules: tuple[()] = (),
+        output_key: str | None = None,
+        argument: str | None = None,
+        create_graph: bool = False,
+        retain_graph: bool | None = None,
+    ) -> None: ...
+    @overload
+    def __init__(
+        self: InputXGradient[InnerAttribution[Tensor]],
+        model: torch.nn.Module,
+        composite: Composite | None = None,
+        attr_output: Any = None,
+        modules: str | Sequence[str] = (),
+        output_key: str | None = None,
+        argument: str | None = None,
+        create_graph: bool = False,
+        retain_graph: bool | None = None,
+    ) -> None: ...
+    @overload
+    def __init__(
+        self: InputXGradient[Attribution[dict[str, Tensor]]],
+        model: torch.nn.Module,
+        composite: Composite | None = None,
+        attr_output: Any = None,
+        modules: tuple[()] = (),
+        output_key: str | None = None,
+        argument: Sequence[str] | None = None,
+        create_graph: bool = False,
+        retain_graph: bool | None = None,
+    ) -> None: ...
+    @overload
+    def __init__(
+        self: InputXGradient[InnerAttribution[dict[str, Tensor]]],
+        model: torch.nn.Module,
+        composite: Composite | None = None,
+        attr_output: Any = None,
+        modules: str | Sequence[str] = (),
+        output_key: str | None = None,
+        argument: Sequence[str] | None = None,
+        create_graph: bool = False,
+        retain_graph: bool | None = None,
+    ) -> None: ...
     def __init__(
         self,
         model: torch.nn.Module,
         composite: Composite | None = None,
         attr_output: Any = None,
-        modules: Sequence[str] = (),
+        modules: str | Sequence[str] = (),
         output_key: str | None = None,
         argument: str | Sequence[str] | None = None,
         create_graph: bool = False,
         retain_graph: bool | None = None,
     ) -> None:
         if composite is not None and getattr(composite, "form", "relevance") != "gradient":
-            raise TypeError(
-                f"got a {type(composite).__name__} in the relevance form, expected the gradient form: "
-                "InputXGradient(model, zennit_attn.input_x_gradient(composite)). For the relevance form there is "
-                "zennit.attribution.Gradient."
-            )
+            composite = input_x_gradient(composite)
         super().__init__(model, composite, attr_output)
         self.modules = (modules,) if isinstance(modules, str) else tuple(modules)
         self.output_key, self.argument = output_key, argument
         self.create_graph, self.retain_graph = create_graph, retain_graph
         self.recording = False
 
-    def __call__(self, input: Tensor | Mapping[str, Any], attr_output: Any = None) -> Any:
+    def __enter__(self) -> Self:
+        super().__enter__()
+        return self
+
+    def __call__(self, input: Tensor | Mapping[str, Any], attr_output: Any = None) -> Result:
         """Explain the output for an input.
 
         Parameters
@@ -130,7 +216,8 @@ class InputXGradient(Attributor):
         RuntimeError
             If the input has no part in the explained output.
         """
-        return super().__call__(input, attr_output)
+        result: Result = super().__call__(input, attr_output)
+        return result
 
     def ledger(self, input: Tensor | Mapping[str, Any], attr_output: Any = None) -> Ledger:
         """Account for the relevance of the output: what the inputs got, and what everything else kept.
@@ -153,9 +240,9 @@ class InputXGradient(Attributor):
         Examples
         --------
         >>> import torch
-        >>> from zennit_attn import CPLRPComposite, InputXGradient, input_x_gradient, targets
+        >>> from zennit_attn import CPLRPComposite, InputXGradient, targets
         >>> model = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.ReLU(), torch.nn.Linear(4, 2))
-        >>> attributor = InputXGradient(model, input_x_gradient(CPLRPComposite()))
+        >>> attributor = InputXGradient(model, CPLRPComposite())
         >>> ledger = attributor.ledger(torch.ones(1, 3), targets.Label(0))
         >>> sorted(ledger.kept), abs(ledger.remainder) < 1e-6
         ([('0', 'bias'), ('2', 'bias')], True)
@@ -194,7 +281,9 @@ class InputXGradient(Attributor):
         }
         several = not (self.argument is None or isinstance(self.argument, str))
         relevance = relevances if several else next(iter(relevances.values()))
-        return (found.output, relevance, found.inner) if self.modules else (found.output, relevance)
+        if self.modules:
+            return InnerAttribution(found.output, relevance, found.inner)
+        return Attribution(found.output, relevance)
 
     def propagate(
         self,

@@ -1,5 +1,19 @@
 """Errors and warnings: what says that a result is not what was asked for, or that there is none."""
 
+__all__ = [
+    "CutOffError",
+    "CutOffWarning",
+    "GlyphWarning",
+    "InputError",
+    "NotFiniteError",
+    "PaddingWarning",
+    "TrainingWarning",
+    "UnknownOperationError",
+    "UnknownOperationWarning",
+    "UnusedRuleError",
+    "UnusedRuleWarning",
+]
+
 
 class UnknownOperationWarning(UserWarning):
     """A function on the relevance path has no rule: what it passes back is the plain gradient."""
@@ -43,3 +57,7 @@ class InputError(ValueError):
 
 class GlyphWarning(UserWarning):
     """Text that the fonts at hand cannot draw."""
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -26,6 +26,7 @@ from .engine.mode import OperatorMode
 from .engine.operands import depends, explained_leaf, operands, swap
 from .engine.state import record_with
 from .engine.state import recorder as current_recorder
+from .tables import Table
 
 #: Kinds of functions in which relevance may stay, and what is said to keep it.
 KEEPING = {
@@ -94,7 +95,7 @@ class Ledger:
             "remainder": self.remainder,
         }
 
-    def table(self, depth: int | None = None) -> str:
+    def table(self, depth: int | None = None) -> Table:
         """Return a table: inputs, what each module kept, the remainder, and the sum.
 
         Parameters
@@ -111,14 +112,22 @@ class Ledger:
         rows = [(name, kind, f"{value:+.6g}", f"{value / whole:+.2%}") for (name, kind), value in found]
         columns = list(zip(*rows, strict=True))
         widths = [max(map(len, column)) for column in columns]
-        return "\n".join(
+        text = "\n".join(
             f"{name:{widths[0]}}  {kind:{widths[1]}}  {value:>{widths[2]}}  {share:>{widths[3]}}"
             for name, kind, value, share in rows
         )
+        values = [(name, kind, value, value / whole) for (name, kind), value in found]
+        return Table(text, ("module", "kept by", "relevance", "share"), values)
+
+    def short(self) -> Table:
+        """Return the table that is printed: of a deep model, one line for each kind."""
+        return self.table(None if len(self.kept) <= 40 else 0)
 
     def __str__(self) -> str:
-        # of a deep model, one line for each kind
-        return self.table(None if len(self.kept) <= 40 else 0)
+        return str(self.short())
+
+    def _repr_html_(self) -> str:
+        return self.short()._repr_html_()
 
 
 def _summed(pairs: Any) -> dict[Any, float]:

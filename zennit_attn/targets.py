@@ -8,9 +8,12 @@ returns the relevance ``w * z`` that zennit's attributors start from; :class:`~z
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
+
+__all__ = ["Contrastive", "Label", "Labels", "MaxLogit", "Target"]
 
 Index = int | Sequence[int] | Tensor
 
@@ -34,6 +37,23 @@ class Target:
 
     def __init__(self, position: Index | None = None, attention_mask: Tensor | None = None) -> None:
         self.position, self.attention_mask = position, attention_mask
+
+    #: Names of the constructor's arguments that come first, and of their attributes.
+    given: ClassVar[dict[str, str]] = {}
+
+    def __repr__(self) -> str:
+        names = {**self.given, "position": "position", "attention_mask": "attention_mask"}
+        values = {name: getattr(self, attribute) for name, attribute in names.items()}
+        texts = [f"{name}={shown(value)}" for name, value in values.items() if value is not None]
+        # the first argument goes without its name
+        first = f"{next(iter(self.given), '')}="
+        return f"{type(self).__name__}({', '.join(text.removeprefix(first) if self.given else text for text in texts)})"
+
+    def __eq__(self, other: object) -> bool:
+        return type(other) is type(self) and repr(other) == repr(self)
+
+    def __hash__(self) -> int:
+        return hash(repr(self))
 
     def __call__(self, output: Tensor) -> Tensor:
         """Return the relevance of the output, ``w * z``, of its shape."""
@@ -94,6 +114,11 @@ class Target:
         return positions - 1 - mask.flip(-1).int().argmax(-1)
 
 
+def shown(value: Any) -> str:
+    """Return an argument as it could be typed in."""
+    return f"torch.tensor({value.tolist()})" if isinstance(value, Tensor) else repr(value)
+
+
 def per_sample(name: str, index: Index, batch: int, size: int, device: torch.device) -> Tensor:
     """Return an index for each sample, checked against a size."""
     values = torch.as_tensor(index, device=device)
@@ -137,6 +162,8 @@ class Label(Target):
         See :class:`Target`.
     """
 
+    given = {"label": "label"}
+
     def __init__(self, label: Index, position: Index | None = None, attention_mask: Tensor | None = None) -> None:
         super().__init__(position, attention_mask)
         self.label = label
@@ -164,6 +191,8 @@ class Labels(Target):
     ValueError
         If there is not one weight for each label.
     """
+
+    given = {"labels": "labels", "weights": "shares"}
 
     def __init__(
         self,
@@ -199,6 +228,8 @@ class Contrastive(Target):
         See :class:`Target`.
     """
 
+    given = {"label": "label"}
+
     def __init__(
         self, label: Index | None = None, position: Index | None = None, attention_mask: Tensor | None = None
     ) -> None:
@@ -212,3 +243,7 @@ class Contrastive(Target):
         if not others:
             raise ValueError("Contrastive got an output of one class, expected others to set it against: use MaxLogit")
         return chosen.of_classes(logits) * (1 + 1 / others) - 1 / others
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

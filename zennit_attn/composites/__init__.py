@@ -24,3 +24,7 @@ __all__ = [
     "role",
     "save_composite",
 ]
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -70,6 +70,24 @@ def parameters_of(rule: Hook) -> dict[str, Any]:
     return {name: found[name] for name in wanted}
 
 
+def shown(item: Any) -> str:
+    """Return a rule or a canonizer as it could be typed in, those of zennit too; others as they print.
+
+    Examples
+    --------
+    >>> import zennit.rules
+    >>> from zennit_attn.composites.parameters import shown
+    >>> shown(zennit.rules.Epsilon(0.5))
+    'zennit.rules.Epsilon(epsilon=0.5)'
+    """
+    kind = type(item)
+    if isinstance(item, Rule) or not kind.__module__.startswith("zennit."):
+        return repr(item)
+    known = parameters_of(item) if isinstance(item, Hook) else {}
+    given = ", ".join(f"{key}={value!r}" for key, value in known.items() if value is not None)
+    return f"{kind.__module__}.{kind.__name__}({given})"
+
+
 def closure_values(rule: Any) -> dict[str, Any]:
     """Return the values that the functions of one of zennit's rules close over, under their arguments' names."""
     mods = list(getattr(rule, "param_modifiers", ()))

@@ -55,12 +55,8 @@ class AttnLRPComposite(_LanguagePreset):
     ----------
     epsilon : float, optional
         Stabilizer of linear layers. With 0 (default), LRP-0, the gradient form needs no rule for them.
-    strict : bool, optional
-        Raise at an operation without a rule (default False: warn).
-    layer_map, name_map, role_map : list of tuple, optional
-        Rules that come before the preset's, see :class:`TransformerComposite`.
-    canonizers : list of zennit.canonizers.Canonizer, optional
-        Canonizers to apply.
+    strict, layer_map, name_map, role_map, canonizers
+        See :class:`~zennit_attn.composites.TransformerComposite`.
 
     Examples
     --------
@@ -89,12 +85,8 @@ class CPLRPComposite(_LanguagePreset):
     ----------
     epsilon : float, optional
         Stabilizer of linear layers. With 0 (default), LRP-0, the gradient form needs no rule for them.
-    strict : bool, optional
-        Raise at an operation without a rule (default False: warn).
-    layer_map, name_map, role_map : list of tuple, optional
-        Rules that come before the preset's, see :class:`TransformerComposite`.
-    canonizers : list of zennit.canonizers.Canonizer, optional
-        Canonizers to apply.
+    strict, layer_map, name_map, role_map, canonizers
+        See :class:`~zennit_attn.composites.TransformerComposite`.
     """
 
     preset = "cp_lrp"
@@ -121,12 +113,8 @@ class GammaViTComposite(TransformerComposite):
         Stabilizer of the γ rules.
     attention : {"cp", "attnlrp"}, optional
         Rule of the attention: CP-LRP's (default) or AttnLRP's.
-    strict : bool, optional
-        Raise at an operation without a rule (default False: warn).
-    layer_map, name_map, role_map : list of tuple, optional
-        Rules that come before the preset's, see :class:`TransformerComposite`.
-    canonizers : list of zennit.canonizers.Canonizer, optional
-        Canonizers to apply.
+    strict, layer_map, name_map, role_map, canonizers
+        See :class:`~zennit_attn.composites.TransformerComposite`.
     """
 
     preset = "gamma_vit"

@@ -8,6 +8,7 @@ from __future__ import annotations
 import copy
 import weakref
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from functools import partial
 from typing import Any, TypeVar
 
@@ -26,6 +27,7 @@ from ..rules.rule import Rule
 from .roles import is_linear
 
 T = TypeVar("T")
+M = TypeVar("M", bound=torch.nn.Module)
 
 #: Rules of zennit that modify the gradient of an activation, whatever the relevance.
 GRADIENT_RULES = (ReLUDeconvNet, ReLUGuidedBackprop, ReLUBetaSmooth)
@@ -90,6 +92,17 @@ class ScopedComposite(Composite):
         except BaseException:
             self.remove()
             raise
+
+    def context(self, module: M) -> AbstractContextManager[M]:
+        """Return a context manager inside of which the rules hold for a model.
+
+        Parameters
+        ----------
+        module : torch.nn.Module
+            The model, which the ``with`` statement hands on.
+        """
+        context: AbstractContextManager[M] = super().context(module)
+        return context
 
     def remove(self) -> None:
         """Remove all rules, then what the canonizers changed, in the reverse order of :meth:`register`."""
@@ -266,6 +279,12 @@ class ConvertedComposite(ScopedComposite):
     def __init__(self, composite: Composite) -> None:
         self.composite = composite
         super().__init__(module_map=self.mapping, canonizers=composite.canonizers)
+
+    def __repr__(self) -> str:
+        given = self.composite
+        # zennit's composites have no repr
+        text = repr(given) if "__repr__" in vars(type(given)) else f"{type(given).__name__}()"
+        return f"input_x_gradient({text})"
 
     def mapping(self, ctx: dict[Any, Any], name: str, module: torch.nn.Module) -> Hook | None:
         """Return the rule of a module."""

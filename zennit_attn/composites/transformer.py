@@ -16,8 +16,9 @@ from ..hints import nearest
 from ..rules.layer import Identity
 from ..rules.operators import Operators, SelectiveScan
 from ..rules.rule import Rule
+from ..tables import Table
 from .canonizers import FunctionCanonizer, MultiheadAttentionCanonizer
-from .parameters import parameters_of
+from .parameters import parameters_of, shown
 from .registration import EntryHandle, ScopedComposite, is_registered, refuse_hidden
 from .roles import ROLES, role
 
@@ -58,6 +59,11 @@ class TransformerComposite(ScopedComposite):
         ``(role, or tuple of roles, rule)``, see :func:`zennit_attn.composites.roles.role`.
     canonizers : list of zennit.canonizers.Canonizer, optional
         Canonizers to apply, after those of :mod:`zennit_attn.composites.canonizers`.
+
+    Notes
+    -----
+    The presets make the operator rules themselves. With their ``strict=True`` an operation without a rule is an error,
+    not a warning.
 
     Raises
     ------
@@ -145,7 +151,7 @@ class TransformerComposite(ScopedComposite):
             for pattern in patterns:
                 if not fnmatch.filter(named, pattern):
                     raise ValueError(
-                        f"name_map got {pattern!r} for {rule!r}, which fits no module of {type(model).__name__}; "
+                        f"name_map got {pattern!r} for {shown(rule)}, which fits no module of {type(model).__name__}; "
                         + nearest(pattern, named)
                     )
         roles = {place for name, module in named.items() if (place := role(name, module))}
@@ -153,8 +159,8 @@ class TransformerComposite(ScopedComposite):
             if not roles.intersection(wanted):
                 raise ValueError(
                     f"{type(self).__name__} got {type(model).__name__}, in which no module has the role "
-                    f"{' or '.join(map(repr, wanted))} for {rule!r}; its roles are {sorted(roles) or 'none'}. Name the "
-                    "modules with name_map, or choose another preset."
+                    f"{' or '.join(map(repr, wanted))} for {shown(rule)}; its roles are {sorted(roles) or 'none'}. "
+                    "Name the modules with name_map, or choose another preset."
                 )
         for types, rule in self.layer_map:
             for kind in types:
@@ -162,7 +168,7 @@ class TransformerComposite(ScopedComposite):
                     kinds = {type(module).__name__ for module in named.values()}
                     title = kind if isinstance(kind, str) else kind.__name__
                     raise ValueError(
-                        f"layer_map got {title} for {rule!r}, which fits no module of {type(model).__name__}; "
+                        f"layer_map got {title} for {shown(rule)}, which fits no module of {type(model).__name__}; "
                         + nearest(title, sorted(kinds))
                     )
 
@@ -190,7 +196,7 @@ class TransformerComposite(ScopedComposite):
                 handle.remove()
         return found
 
-    def describe(self, model: torch.nn.Module) -> str:
+    def describe(self, model: torch.nn.Module) -> Table:
         """Return a table of the modules that have a rule: module, role, rule, parameters.
 
         Parameters
@@ -200,22 +206,38 @@ class TransformerComposite(ScopedComposite):
 
         Returns
         -------
-        str
-            One line a module.
+        zennit_attn.tables.Table
+            Text with one line a module, a table in a notebook.
         """
-        rows = [("module", "role", "rule", "parameters")]
+        columns = ("module", "role", "rule", "parameters")
+        rows = []
         for name, place, rule in self.assignments(model):
             known = parameters_of(rule)
             text = ", ".join(f"{key}={value!r}" for key, value in known.items() if value is not None)
             rows.append((name or "(the model)", place or "", type(rule).__name__, text))
-        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-        return "\n".join("  ".join(map(str.ljust, row, widths)).rstrip() for row in rows)
+        widths = [max(map(len, column)) for column in zip(columns, *rows, strict=True)]
+        lines = ("  ".join(map(str.ljust, row, widths)).rstrip() for row in (columns, *rows))
+        return Table("\n".join(lines), columns, rows)
 
     def parameters(self) -> dict[str, Any]:
         """Return the preset's own parameters: arguments of the constructor that are not maps."""
         names = inspect.signature(type(self).__init__).parameters
         skipped = ("self", "layer_map", "name_map", "role_map", "canonizers", "operators")
         return {name: getattr(self, name) for name in names if name not in skipped}
+
+    def __repr__(self) -> str:
+        names = inspect.signature(type(self).__init__).parameters
+        given = [f"{name}={value!r}" for name, value in self.parameters().items() if value != names[name].default]
+        if "operators" in names and self.operators is not None:
+            given.insert(0, repr(self.operators))
+        for name in ("layer_map", "name_map", "role_map"):
+            entries = [f"({shown_keys(keys)}, {shown(rule)})" for keys, rule in getattr(self, name)]
+            if entries:
+                given.append(f"{name}=[{', '.join(entries)}]")
+        if self.given_canonizers:
+            given.append(f"canonizers=[{', '.join(shown(item) for item in self.given_canonizers)}]")
+        text = f"{type(self).__name__}({', '.join(given)})"
+        return f"input_x_gradient({text})" if self.form == "gradient" else text
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, TransformerComposite) and self._content() == other._content()
@@ -235,6 +257,18 @@ class TransformerComposite(ScopedComposite):
 def title_of(kind: Any) -> str:
     """Return the name of a module type, or the text itself."""
     return kind.removeprefix("zennit.types.") if isinstance(kind, str) else kind.__name__
+
+
+def shown_keys(keys: tuple[Any, ...]) -> str:
+    """Return the keys of an entry of a map as they could be typed in: module types by where they are."""
+    texts = [repr(key) if isinstance(key, str) else place_of(key) for key in keys]
+    return texts[0] if len(texts) == 1 else f"({', '.join(texts)})"
+
+
+def place_of(kind: Any) -> str:
+    """Return the dotted name of a type."""
+    title = title_of(kind)
+    return f"zennit.types.{title}" if getattr(zennit.types, title, None) is kind else f"{kind.__module__}.{title}"
 
 
 def check_map(name: str, entries: Map | None, kinds: tuple[type, ...]) -> list[tuple[tuple[Any, ...], Hook]]:
@@ -257,7 +291,7 @@ def check_map(name: str, entries: Map | None, kinds: tuple[type, ...]) -> list[t
         if not isinstance(rule, Hook):
             raise TypeError(f"{name} got {rule!r} for {keys!r}, expected a rule, such as Gamma(0.1)")
         if getattr(rule, "form", "relevance") != "relevance":
-            raise TypeError(f"{name} got {rule!r} in the gradient form; convert the whole composite instead")
+            raise TypeError(f"{name} got {shown(rule)} in the gradient form; convert the whole composite instead")
         checked.append((keys, rule))
     return checked
 

@@ -488,3 +488,21 @@ METHODS: dict[str, Method] = {
     "cp_lrp_gamma": lrp(GammaViTComposite(attention="cp")),
     "attnlrp_gamma": lrp(GammaViTComposite(attention="attnlrp")),
 }
+
+#: What each method is called where it is shown, in the order in which tables have them.
+TITLES: dict[str, str] = {
+    "random": "random",
+    "gradient": "gradient",
+    "smooth_grad": "SmoothGrad",
+    "input_x_gradient": "Input × Gradient",
+    "integrated_gradients": "Integrated Gradients",
+    "grad_cam": "Grad-CAM",
+    "attention_rollout": "attention rollout",
+    "gradient_attention_rollout": "gradient × attention rollout",
+    "occlusion": "occlusion",
+    "kernel_shap": "KernelSHAP",
+    "cp_lrp": "CP-LRP (ε)",
+    "attnlrp": "AttnLRP",
+    "cp_lrp_gamma": "CP-LRP + γ",
+    "attnlrp_gamma": "AttnLRP + γ",
+}

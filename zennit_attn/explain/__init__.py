@@ -3,3 +3,7 @@
 from .explainer import Explainer, Explanation
 
 __all__ = ["Explainer", "Explanation"]
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -7,3 +7,7 @@ from .traces import trace
 from .words import clean_tokens
 
 __all__ = ["Heatmap", "TokenHeatmap", "clean_tokens", "images", "imgify", "pdf_heatmap", "tokens", "trace"]
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -7,3 +7,7 @@ from .search import tune
 from .study import Study, read_study
 
 __all__ = ["Fixed", "Result", "Samples", "Study", "Trial", "read_study", "tune"]
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)
