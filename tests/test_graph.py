@@ -495,7 +495,8 @@ def test_second_order_gradients_of_other_weights_are_refused():
     right, other = Net(), Net()
     weights = {name: value.detach() * 2 for name, value in right.named_parameters()}
     composite = input_x_gradient(AttnLRPComposite(layer_map=[(nn.Linear, Gamma(0.25))]))
-    attributor = InputXGradient(Functional(other, weights), composite, create_graph=True)
+    model = Functional(other, weights).requires_grad_(False)
+    attributor = InputXGradient(model, composite, create_graph=True)
     with attributor, pytest.raises(RuntimeError, match="another one than in its forward"):
         attributor(rand(1, 6), targets.Label(1))
 
@@ -525,7 +526,7 @@ def test_ordinary_models_are_explained_strictly_and_without_a_word(make):
 @CACHES
 def test_generation_with_a_cache_is_explained_step_by_step():
     model = models.llama().eval()
-    cache = transformers.DynamicCache(config=model.config)
+    cache = transformers.DynamicCache()
     with InputXGradient(model, input_x_gradient(AttnLRPComposite(strict=True))) as attributor:
         for token in (3, 1, 4):
             batch = {"input_ids": torch.tensor([[token]]), "past_key_values": cache, "use_cache": True}

@@ -73,7 +73,7 @@ def test_contrastive():
         (targets.MaxLogit(position=0), LOGITS, "has none"),
         (targets.MaxLogit(attention_mask=torch.ones(2, 3)), SEQUENCE, r"expected \(2, 4\)"),
         (targets.MaxLogit(attention_mask=torch.zeros(2, 4)), SEQUENCE, "padding only"),
-        (targets.MaxLogit(), torch.zeros(3), r"expected \(batch, classes\)"),
+        (targets.MaxLogit(), torch.zeros(3, 2, 2, 2), r"expected \(batch, classes\)"),
     ],
 )
 def test_what_does_not_fit_is_an_error(target, output, match):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -14,15 +14,20 @@ from .targets import MASK
 EXPLAINED = ("logits", "logits_per_image", "last_hidden_state", "image_embeds", "prediction_logits")
 
 
-def explained(output: Any, key: str | None = None) -> Tensor:
+#: Entries that no target names: they have no classes.
+HIDDEN = ("last_hidden_state", "image_embeds")
+
+
+def explained(output: Any, key: str | int | None = None) -> Tensor:
     """Return the tensor of a model's output that is explained.
 
     Parameters
     ----------
     output : torch.Tensor, mapping or tuple
-        A tensor, a transformers ModelOutput, or a mapping.
-    key : str, optional
-        Which of the output's entries to explain; by default the first there is of :data:`EXPLAINED`.
+        A tensor, a transformers ModelOutput, a mapping, or a tuple or list.
+    key : str or int, optional
+        Which of the output's entries to explain; by default the first there is of :data:`EXPLAINED`, or the only
+        tensor of a tuple.
 
     Raises
     ------
@@ -31,6 +36,8 @@ def explained(output: Any, key: str | None = None) -> Tensor:
     """
     if isinstance(output, Tensor):
         return output
+    if isinstance(output, (tuple, list)) and not isinstance(output, Mapping):
+        return entry_of(output, key)
     if not isinstance(output, Mapping):
         raise TypeError(
             f"the model returned {type(output).__name__}, expected a tensor or a ModelOutput; "
@@ -41,6 +48,35 @@ def explained(output: Any, key: str | None = None) -> Tensor:
         wanted = repr(key) if key else f"one of {EXPLAINED}"
         raise KeyError(f"the model returned {sorted(output)}, expected {wanted}: name the entry with output_key")
     return output[found]
+
+
+def entry_of(output: Sequence[Any], key: str | int | None) -> Tensor:
+    """Return the tensor of a tuple that is explained.
+
+    Raises
+    ------
+    TypeError, KeyError
+        If there are several, or none, at the key.
+    """
+    places = [place for place, value in enumerate(output) if isinstance(value, Tensor) and value.is_floating_point()]
+    if key is None and len(places) == 1:
+        return output[places[0]]
+    if key in places:
+        return output[key]
+    shapes = {place: tuple(output[place].shape) for place in places}
+    raise (TypeError if key is None else KeyError)(
+        f"the model returned a {type(output).__name__} with tensors of shapes {shapes}, expected output_key to be the "
+        f"place of one of them, got {key!r}."
+    )
+
+
+def is_headless(output: Any, key: str | int | None) -> bool:
+    """Tell whether what is explained by default are hidden units, of which none is a class."""
+    return (
+        key is None
+        and isinstance(output, Mapping)
+        and next((name for name in EXPLAINED if isinstance(output.get(name), Tensor)), None) in HIDDEN
+    )
 
 
 class ModelAdapter(torch.nn.Module):

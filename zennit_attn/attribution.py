@@ -5,25 +5,27 @@ from __future__ import annotations
 import fnmatch
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any, Generic, NamedTuple, Self, TypeVar, overload
 
 import torch
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from zennit.attribution import Attributor
+from zennit.attribution import Attributor, identity
 from zennit.core import Composite
 
-from .adapters import explained, target_mask
+from .adapters import explained, is_headless, target_mask
 from .composites.registration import input_x_gradient
 from .engine.finiteness import watch
 from .engine.functions import divide
+from .engine.handles import FrozenHandle
 from .engine.state import explaining
-from .errors import NotFiniteError, PaddingWarning, TrainingWarning
+from .errors import FrozenWarning, NotFiniteError, NotFiniteWarning, PaddingWarning, TrainingWarning
 from .hints import nearest
-from .inputs import leaves_of, split_input
+from .inputs import Leaves, NotLookedUpError, leaves_of, split_input
 from .ledger import Ledger, Recorder, recording
+from .surrogates import surrogates_of
 from .targets import MASK, Target
 
 
@@ -70,6 +72,10 @@ class InnerAttribution(NamedTuple, Generic[Relevance]):
     output: Any
     relevance: Relevance
     inner: dict[str, Tensor]
+
+
+#: Output, outputs of inner modules, arguments of the call, and their leaves.
+Forward = tuple[Any, dict[str, Tensor], dict[Any, Tensor], Leaves]
 
 
 class InputXGradient(Attributor, Generic[Result]):
@@ -256,6 +262,15 @@ class InputXGradient(Attributor, Generic[Result]):
     def forward(self, input: Tensor | Mapping[str, Any], attr_output_fn: Any) -> Any:
         """Explain the output for an input, with the composite registered."""
         given, rest = split_input(input, self.argument)
+        given, lost = without_lost(given)
+        if self.create_graph and freezes(self.composite):
+            warnings.warn(
+                "create_graph=True gives gradients of the relevance with respect to the input; the weights are "
+                "constants of the rules, and get none, also of a task's loss that is computed of this output. Expected "
+                "a model with model.requires_grad_(False), or a loss on another forward, outside of the context.",
+                FrozenWarning,
+                stacklevel=2,
+            )
         if self.model.training and drops(self.model):
             warnings.warn(
                 "got a model in training mode with dropout, which is explained as it drops values at random, and "
@@ -279,6 +294,9 @@ class InputXGradient(Attributor, Generic[Result]):
             name: parts[0] if given[name].is_floating_point() else tokens_of(parts, mask_of(name, rest))
             for name, parts in found.inputs.items()
         }
+        if lost is not None:
+            for values in relevances.values():
+                values[lost] = float("nan")
         several = not (self.argument is None or isinstance(self.argument, str))
         relevance = relevances if several else next(iter(relevances.values()))
         if self.modules:
@@ -296,13 +314,19 @@ class InputXGradient(Attributor, Generic[Result]):
         # fused attention kernels have no second derivative
         kernel = sdpa_kernel(SDPBackend.MATH) if self.create_graph else nullcontext()
         with torch.enable_grad(), kernel:
-            with self.capture() as captured, leaves_of(self.model, given) as (values, leaves):
-                # a tensor by position, or arguments by name
-                with explaining(lambda output: explained(output, self.output_key)):
-                    output = self.model(values[None], **rest) if None in values else self.model(**values, **rest)
+            try:
+                output, captured, values, leaves = self.run(leaves_of(self.model, given), rest)
+            except NotLookedUpError as error:
+                output, captured, values, leaves = self.run_surrogates(given, rest, error)
             sources = [*captured.values(), *(leaf for found in leaves.values() for leaf in found.values())]
             constants = [] if recorder is None else recorder.constants
             tensor = explained(output, self.output_key)
+            if isinstance(attr_output_fn, Target) and is_headless(output, self.output_key):
+                raise ValueError(
+                    f"{type(self.model).__name__} has no head: got {attr_output_fn!r} for its hidden units, of which "
+                    "none is a class; expected a model with a head, such as one of AutoModelForCausalLM or "
+                    "AutoModelForSequenceClassification, or output_key and a function of the output."
+                )
             mask = getattr(tensor, MASK, target_mask(self.model, {**rest, **values}))
             weights = self.weights(tensor, attr_output_fn, mask)
             signals = self.signals(tensor, weights, [*sources, *(leaf for _, leaf in constants)])
@@ -325,17 +349,55 @@ class InputXGradient(Attributor, Generic[Result]):
             inputs[name] = [relevance_of(*pair) for pair in pairs]
         return Propagated(output, relevance_of(tensor, weights), inputs, inner)
 
+    def run(self, leaves_of_call: AbstractContextManager[tuple[dict[Any, Tensor], Leaves]], rest: Any) -> Forward:
+        """Run the model on leaves: return output, inner outputs, what it was called with, and the leaves."""
+        with self.capture() as captured, leaves_of_call as (values, leaves):
+            with explaining(lambda output: explained(output, self.output_key)):
+                output = self.call(values, rest)
+        return output, captured, values, leaves
+
+    def call(self, values: Mapping[Any, Tensor], rest: Mapping[str, Any]) -> Any:
+        """Call the model with a tensor by position, or with arguments by name."""
+        return self.model(values[None], **rest) if None in values else self.model(**values, **rest)
+
+    def run_surrogates(self, given: Mapping[str | None, Tensor], rest: Any, error: NotLookedUpError) -> Forward:
+        """Run a model that changes its ids before it embeds them, see :mod:`zennit_attn.surrogates`."""
+        with torch.no_grad():
+            plain = explained(self.call(given, rest), self.output_key)
+        # with ids of their own for padding, too, unless the model tells padding by its id
+        for padding in (None, getattr(getattr(self.model, "config", None), "pad_token_id", None)):
+            try:
+                found = self.run(surrogates_of(self.model, given, padding), rest)
+            except (IndexError, RuntimeError, ValueError) as other:
+                error.__cause__ = other
+                continue
+            if self.agree(found[0], plain):
+                return found
+        raise error
+
+    def agree(self, output: Any, plain: Tensor) -> bool:
+        """Tell whether a model returned what it did before, with a graph: one that computes with its ids does not."""
+        changed = explained(output, self.output_key)
+        tolerance = 1e-5 * float(plain.abs().max())
+        return changed.requires_grad and torch.allclose(changed, plain, rtol=1e-4, atol=tolerance)
+
     def weights(self, output: Tensor, attr_output_fn: Any, mask: Tensor | None) -> Tensor:
         """Return the gradient at the output."""
+        if attr_output_fn is identity and output.dim() > 1 and output[0].numel() > 1:
+            raise ValueError(
+                f"got no target for an output of shape {tuple(output.shape)}: expected what is to be explained, such "
+                "as targets.MaxLogit() or targets.Label(7); lambda output: output explains all of it at once."
+            )
         if isinstance(attr_output_fn, Target):
             weights = attr_output_fn.weights(output, mask)
         else:
             relevance = attr_output_fn(output)
             if not isinstance(relevance, Tensor) or relevance.shape != output.shape:
                 given = tuple(relevance.shape) if isinstance(relevance, Tensor) else f"{relevance!r}"
+                example = f"targets.Label({relevance!r})" if isinstance(relevance, (int, str)) else "targets.Label(7)"
                 raise ValueError(
                     f"attr_output gave {given}, expected relevance of the output's shape {tuple(output.shape)}, as a "
-                    "target of zennit_attn.targets gives it, or lambda output: output * weights."
+                    f"target gives it, such as {example}, or lambda output: output * weights."
                 )
             weights = divide(relevance.to(output.dtype), output)
         return weights if self.create_graph else weights.detach()
@@ -391,6 +453,47 @@ class InputXGradient(Attributor, Generic[Result]):
                 raise ValueError(f"modules got {pattern!r}, which names no module of {kind}; {nearest(pattern, named)}")
             found.update((name, named[name]) for name in names)
         return list(found.items())
+
+
+def without_lost(given: dict[str | None, Tensor]) -> tuple[dict[str | None, Tensor], Tensor | None]:
+    """Return the input with zeros for samples that are not finite, and which these are; None if there are none.
+
+    Raises
+    ------
+    NotFiniteError
+        If no sample is finite.
+    """
+    counts = {
+        name: (~value.isfinite()).reshape(len(value), -1).sum(1)
+        for name, value in given.items()
+        if value.is_floating_point() and value.dim() and not bool(value.isfinite().all())
+    }
+    if not counts:
+        return given, None
+    lost = torch.stack([count > 0 for count in counts.values()]).any(0)
+    title = " and ".join(f"{name or 'an input'} with {int(count.sum())} values" for name, count in counts.items())
+    rows = lost.nonzero().flatten().tolist()
+    if bool(lost.all()):
+        raise NotFiniteError(
+            f"got {title} that are not finite, in the samples {rows}; expected finite numbers in at least one sample."
+        )
+    warnings.warn(
+        f"got {title} that are not finite, in the samples {rows}: their relevance is NaN, and the output for them is "
+        "that for zeros; the other samples are explained as they are.",
+        NotFiniteWarning,
+        stacklevel=3,
+    )
+
+    def mended(value: Tensor) -> Tensor:
+        return value.masked_fill(lost.view(-1, *[1] * (value.dim() - 1)), 0) if value.is_floating_point() else value
+
+    return {name: mended(value) for name, value in given.items()}, lost
+
+
+def freezes(composite: Composite | None) -> bool:
+    """Tell whether a composite keeps parameters from their gradients, which they would have without it."""
+    handles = getattr(composite, "handles", ())
+    return any(isinstance(handle, FrozenHandle) and handle.places for handle in handles)
 
 
 def drops(model: torch.nn.Module) -> bool:

@@ -3,9 +3,11 @@
 __all__ = [
     "CutOffError",
     "CutOffWarning",
+    "FrozenWarning",
     "GlyphWarning",
     "InputError",
     "NotFiniteError",
+    "NotFiniteWarning",
     "PaddingWarning",
     "TrainingWarning",
     "UnknownOperationError",
@@ -41,6 +43,14 @@ class UnusedRuleError(RuntimeError):
 
 class NotFiniteError(RuntimeError):
     """A NaN or an infinite value in a forward pass, or in the relevance of a backward pass."""
+
+
+class NotFiniteWarning(UserWarning):
+    """Some samples of a batch are not finite: they have no relevance."""
+
+
+class FrozenWarning(UserWarning):
+    """Gradients of relevance are asked for, and parameters that require grad get none."""
 
 
 class PaddingWarning(UserWarning):

@@ -43,7 +43,10 @@ def split_input(
     if isinstance(input, Tensor):
         return {None: input}, {}
     if not isinstance(input, Mapping):
-        raise TypeError(f"got an input of type {type(input).__name__}, expected a tensor, or a mapping of arguments")
+        raise TypeError(
+            f"got an input of type {type(input).__name__}, expected a tensor, or a mapping of arguments: what "
+            'tokenizer(text, return_tensors="pt") or an image processor returns.'
+        )
     if input.get("labels") is not None:
         raise ValueError(
             "got a batch with labels, of which a model makes a loss, which is not explained; expected one without. "
@@ -136,11 +139,16 @@ def leaves_of(model: torch.nn.Module, given: Mapping[str | None, Tensor]) -> Ite
             handle.remove()
     for name, value in tokens.items():
         if not leaves[name]:
-            raise RuntimeError(
-                f"got token ids {'' if name is None else name + ' '}of shape {tuple(value.shape)}, but no embedding of "
-                f"{type(model).__name__} was looked up with them; expected a model that embeds its ids. Explain "
-                "inputs_embeds instead."
+            raise NotLookedUpError(
+                f"got {value.dtype} {name or 'input'} of shape {tuple(value.shape)}, but no embedding of "
+                f"{type(model).__name__} was looked up with it; expected a model that embeds its ids with a "
+                "torch.nn.Embedding, or a floating-point tensor: pixels as pixels.float(), or embeddings, which a "
+                "module around the model takes in place of its ids."
             )
+
+
+class NotLookedUpError(RuntimeError):
+    """Token ids with which no embedding was looked up."""
 
 
 NOTHING: Any = object()

@@ -66,7 +66,7 @@ class Target:
         Parameters
         ----------
         output : torch.Tensor
-            Shape ``(batch, classes)`` or ``(batch, positions, classes)``.
+            Shape ``(batch,)``, ``(batch, classes)`` or ``(batch, positions, classes)``.
         attention_mask : torch.Tensor, optional
             Mask to use if the target has none of its own.
 
@@ -75,6 +75,9 @@ class Target:
         ValueError
             If a position, class or mask does not fit the output.
         """
+        if output.dim() == 1:
+            # one value for each sample, as a regression has it
+            return self.weights(output[:, None], attention_mask)[:, 0]
         if output.dim() not in (2, 3):
             raise ValueError(
                 f"got an output of shape {tuple(output.shape)}, expected (batch, classes) or "
@@ -121,6 +124,11 @@ def shown(value: Any) -> str:
 
 def per_sample(name: str, index: Index, batch: int, size: int, device: torch.device) -> Tensor:
     """Return an index for each sample, checked against a size."""
+    if isinstance(index, str):
+        raise TypeError(
+            f"got {name}={index!r}, expected a number: model.config.label2id[{index!r}] of a class, or "
+            f"tokenizer.convert_tokens_to_ids({index!r}) of a token."
+        )
     values = torch.as_tensor(index, device=device)
     if values.dim() > 1 or (values.dim() == 1 and len(values) not in (1, batch)):
         raise ValueError(f"got {name} of shape {tuple(values.shape)}, expected one, or one for each of {batch} samples")
