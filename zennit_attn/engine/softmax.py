@@ -126,13 +126,15 @@ def weighting(rule: Rule, share: float) -> Rule:
 
     def run(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         scores: Any = args[0] if args else kwargs.get("input")
+        output = rule(function, args, kwargs)
         if depends(scores):
             has_product, scaled = products_before(scores.grad_fn)
             for node in scaled:
                 node.factor = share
             if has_product and not scaled and share != 1:
-                args = (Scale.apply(scores, share), *args[1:])
-        return mark(rule(function, args, kwargs), WEIGHT)
+                # all that the scores get comes through the weights
+                output = Scale.apply(output, share)
+        return mark(output, WEIGHT)
 
     return run
 
@@ -140,7 +142,8 @@ def weighting(rule: Rule, share: float) -> Rule:
 def products_before(node: Any) -> tuple[bool, list[Any]]:
     """Tell whether scores come from a product of two tensors, and which nodes share its relevance among them."""
     scaled, has_product = [], False
-    for found, _ in reached(node, MOVING | ADDING | CAPPING, PRODUCTS | {"Scale"}):
+    # the numerator of a quotient comes from the scores by an exponential
+    for found, _ in reached(node, MOVING | ADDING | CAPPING | {"Exp"}, PRODUCTS | {"Scale"}):
         if found is None:
             continue
         if name_of_node(found) == "Scale":

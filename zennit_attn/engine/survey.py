@@ -1,7 +1,7 @@
 """Survey: when a model's forward is looked at for what no rule can see.
 
-At the first forward of a model under a policy, at each that calls another number of functions than those before, and
-under strict rules at each. How it is looked at is in :mod:`zennit_attn.engine.graph`.
+At the first forward of a model under a policy, at each that calls another number of functions or makes another number
+of nodes than those before, and under strict rules at each. How it is looked at is in :mod:`zennit_attn.engine.graph`.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ from .operands import Form
 from .reports import report_outside
 from .state import state
 
-#: How many functions the forwards called that were looked at, by model and policy.
-_known: weakref.WeakKeyDictionary[torch.nn.Module, dict[str, set[int]]] = weakref.WeakKeyDictionary()
+#: How many functions the forwards called that were looked at, and how many nodes they made, by model and policy.
+_known: weakref.WeakKeyDictionary[torch.nn.Module, dict[str, set[tuple[int, int]]]] = weakref.WeakKeyDictionary()
 
 
 class Survey:
@@ -60,7 +60,9 @@ class Survey:
         start = sequence_number()
         output = forward(*args, **kwargs)
         self.forwards.add(start, sequence_number())
-        if not following and mode.count in self.known:
+        # what no mode sees makes nodes all the same
+        kind = mode.count, sequence_number() - start
+        if not following and kind in self.known:
             return output
         # a forward of another kind: followed the next time, as what turns graphs off is not in the graph
         self.next = self.strict or not following
@@ -69,7 +71,7 @@ class Survey:
         settle(mode.pending, chosen)
         if look(self.model, chosen, (args, kwargs), mode.spans, self.checkpoints, self.form):
             self.known = _known.setdefault(self.model, {}).setdefault(self.key, self.known)
-            self.known.add(mode.count)
+            self.known.add(kind)
         else:
             self.next = True
         if state.choose is None:
