@@ -48,6 +48,7 @@ REMAINDERS = {
     "%=": (written("__imod__", 1.0), torch.remainder),
     "remainder_": (written("remainder_", 1.0), torch.remainder),
     "fmod_": (written("fmod_", 1.0), torch.fmod),
+    "reversed": (lambda h: 5.0 % h, lambda h, _: torch.remainder(torch.full_like(h, 5.0), h)),
     "tensor": (lambda h: h % torch.ones(8).double(), torch.remainder),
     "broadcast": (lambda h: (h[:, None] % torch.ones(2, 1).double())[:, 0], torch.remainder),
     "wrapped angle": (lambda h: (h + math.pi) % (2 * math.pi) - math.pi, None),
@@ -84,8 +85,8 @@ def one_logit(output, target):
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize(
     "function",
-    [lambda h: 5.0 % h, lambda h: torch.remainder(torch.full_like(h, 5.0), h), lambda h: h % (h + 2), lambda h: h // 1],
-    ids=["reversed", "function", "both", "floor"],
+    [lambda h: torch.remainder(torch.full_like(h, 5.0), h), lambda h: h % (h + 2), lambda h: h // 1],
+    ids=["function", "both", "floor"],
 )
 def test_a_remainder_of_what_depends_on_the_input_is_reported(function, form):
     with pytest.raises(UnknownOperationError, match=r"no rule is known for \S*(mod|remainder|div)"):
@@ -113,13 +114,12 @@ def scattered(function):
 
 def in_place(a):
     e = a - a.amax(-1, keepdim=True).detach()
-    e.exp_()
-    e.div_(e.sum(-1, keepdim=True))
-    return e
+    return e.exp_().clone().div_(e.sum(-1, keepdim=True))
 
 
 def divided(a):
-    e = exponentials(a)
+    # a copy: the exponential's own derivative needs its values
+    e = exponentials(a).clone()
     e /= e.sum(-1, keepdim=True)
     return e
 
@@ -130,6 +130,9 @@ def summed_in_parts(a):
 
 
 SOFTMAX = {
+    "largest": lambda a: (
+        torch.exp(a - a.max(-1)[0][..., None]) / torch.exp(a - a.max(-1)[0][..., None]).sum(-1)[..., None]
+    ),
     "plain": lambda a: a.exp() / a.exp().sum(-1, keepdim=True),
     "stable": lambda a: exponentials(a) / exponentials(a).sum(-1, keepdim=True),
     "one exponential": lambda a: (lambda e: e / e.sum(-1, keepdim=True))(exponentials(a)),
@@ -168,7 +171,7 @@ class Attention(nn.Module):
 
 def explained_attention(x, preset, mask=None):
     """Relevance by the rules of the papers, of one head without a scale."""
-    model = Attention(None).double()
+    model = Attention(None).double().requires_grad_(False)
     q, k, v = ((x @ part.T).detach()[:, None] for part in model.qkv.weight.chunk(3))
     mixed, _, _ = oracle.attention_forward(q, k, v, mask, 1.0)
     output = mixed[:, 0] @ model.out.weight.T
@@ -180,9 +183,21 @@ def explained_attention(x, preset, mask=None):
     return oracle.linear(x, model.qkv.weight, None, on_qkv).detach()
 
 
-@pytest.mark.parametrize("form", FORMS)
-@pytest.mark.parametrize("preset", PRESETS)
-@pytest.mark.parametrize("name", SOFTMAX)
+#: Scores less a constant maximum: the relevance form has none to share where the difference is exactly zero.
+SHIFTED = ("detached", "in place", "scatter_add", "scatter_reduce")
+
+
+def softmax_cases():
+    for name in SOFTMAX:
+        for preset in PRESETS:
+            for form in FORMS:
+                lost = name in SHIFTED and preset == "attnlrp" and form == "relevance"
+                reason = "the relevance form loses the share of scores that equal a maximum which is detached"
+                marks = pytest.mark.xfail(strict=True, reason=reason) if lost else ()
+                yield pytest.param(name, preset, form, marks=marks)
+
+
+@pytest.mark.parametrize(("name", "preset", "form"), list(softmax_cases()))
 def test_weights_written_as_a_quotient_are_the_softmax(name, preset, form):
     x = torch.randn(1, 5, 8).double()
     model = Attention(SOFTMAX[name]).double()
@@ -197,10 +212,10 @@ def test_weights_written_as_a_quotient_are_the_softmax(name, preset, form):
     [
         lambda a: a.softmax(-1),
         lambda a: (lambda e: e / e.sum(-1, keepdim=True))(exponentials(a)),
-        lambda a: in_place(a),
+        divided,
         lambda a: a.log_softmax(-1).exp(),
     ],
-    ids=["softmax", "quotient", "in place", "log"],
+    ids=["softmax", "quotient", "divided", "log"],
 )
 def test_a_masked_softmax_is_explained_in_every_writing(weights, preset, form):
     x, mask = torch.randn(1, 5, 8).double(), oracle.causal_mask(5)
@@ -405,21 +420,24 @@ def thrice(x: torch.Tensor) -> torch.Tensor:
 thrice.register_autograd(lambda ctx, gradient: gradient * 3)
 
 
-@pytest.mark.parametrize("form", FORMS)
-def test_a_custom_operator_is_reported_by_a_name_under_which_it_can_be_registered(form):
+def test_a_custom_operator_is_reported_by_a_name_under_which_it_can_be_registered():
     name = "torch.ops.zennit_attn_tests.thrice"
-    model, x = Between(lambda h: torch.ops.zennit_attn_tests.thrice(h)).double(), torch.randn(2, 6).double()
-    overload = Between(lambda h: torch.ops.zennit_attn_tests.thrice.default(h)).double()
-    if form == FORMS[0]:
-        for called in (model, overload, Between(thrice).double()):
+    x = torch.randn(2, 6).double()
+    operators = (
+        lambda h: torch.ops.zennit_attn_tests.thrice(h),
+        lambda h: torch.ops.zennit_attn_tests.thrice.default(h),
+        thrice,
+    )
+    for form in FORMS:
+        for operator in operators:
+            model = Between(operator).double()
             with pytest.raises(UnknownOperationError, match=name.replace(".", r"\.")):
-                relevance_of(called, x, form)
+                relevance_of(model, x, form)
             with pytest.warns(UnknownOperationWarning, match=name.replace(".", r"\.")):
-                relevance_of(called, x, form, strict=False)
-        # as the report says
-        operator = eval(name)  # noqa: S307
-        register_operator(operator, "linear")
-        register_operator(operator.default, "linear")
-    expected = relevance_of(Between(lambda h: h * 3).double(), x, form)
-    for called in (model, overload):
-        close(relevance_of(called, x, form), expected)
+                relevance_of(model, x, form, strict=False)
+    # as the report says
+    register_operator(eval(name), "linear")
+    for form in FORMS:
+        expected = relevance_of(Between(lambda h: h * 3).double(), x, form)
+        for operator in operators:
+            close(relevance_of(Between(operator).double(), x, form), expected)

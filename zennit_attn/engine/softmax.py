@@ -8,6 +8,7 @@ output as a factor, is attention's.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from itertools import zip_longest
 from typing import Any
 
 import torch
@@ -28,6 +29,8 @@ MOVING = frozenset(
 ADDING = frozenset("Add Sub".split())
 #: What caps scores, element by element.
 CAPPING = frozenset("Route Slope".split())
+#: What scores less their maximum are made of.
+SHIFTING = frozenset("Amax Enter Leave Max Sub Unsqueeze".split())
 SUMMING = frozenset("Sum ScatterAdd IndexAdd ScatterReduce IndexReduce".split())
 PRODUCTS = frozenset("Addmm Baddbmm Bmm Mm".split())
 
@@ -64,7 +67,8 @@ def is_softmax(numerator: Any, denominator: Any) -> bool:
         return False
     below = list(reached(denominator.grad_fn, MOVING | ADDING | SUMMING, exponentials))
     return all(
-        node is not None and not SUMMING.isdisjoint(way) and exponent(node) == exponent(above[0]) for node, way in below
+        node is not None and not SUMMING.isdisjoint(way) and same(exponent(node), exponent(above[0]))
+        for node, way in below
     )
 
 
@@ -74,6 +78,15 @@ def exponent(node: Any) -> Any:
     while before is not None and name_of_node(before) == "Enter":
         (before, output), *_ = before.next_functions
     return before, output
+
+
+def same(one: Any, other: Any) -> bool:
+    """Tell whether two places of a graph have the same values, computed once, or twice as scores less their maximum."""
+    (node, output), (twin, place) = one, other
+    if node is twin or node is None or twin is None:
+        return node is twin and output == place
+    pairs = list(zip_longest(node.next_functions, twin.next_functions, fillvalue=(None, 0)))
+    return node.name() == twin.name() and name_of_node(node) in SHIFTING and all(same(*pair) for pair in pairs)
 
 
 def quotient(rule: Rule, softmax: Rule) -> Rule:
