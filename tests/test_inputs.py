@@ -296,3 +296,34 @@ def test_weights_that_get_no_gradient_of_relevance_are_noticed():
         warnings.simplefilter("error")
         x = X.clone().requires_grad_()
         InputXGradient(model, AttnLRPComposite(), create_graph=True)(x, targets.Label(1))
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# Caches
+# --------------------------------------------------------------------------------------------------------------------
+
+#: transformers renames the argument.
+CACHES = pytest.mark.filterwarnings("ignore:`past_key_values` is deprecated:FutureWarning")
+
+
+@CACHES
+def test_a_cache_with_a_graph_is_a_constant():
+    model = models.llama().double().eval()
+    found = []
+    for grad in (False, True):
+        with torch.set_grad_enabled(grad):
+            cache = model(torch.tensor([[3, 1, 4]]), use_cache=True).past_key_values
+        found.append(explain(model, {"input_ids": torch.tensor([[1, 5]]), "past_key_values": cache})[1])
+    torch.testing.assert_close(found[1], found[0])
+
+
+@CACHES
+def test_generation_with_a_cache_is_explained_step_by_step():
+    model = models.llama().eval()
+    cache = transformers.DynamicCache()
+    with InputXGradient(model, AttnLRPComposite(strict=True)) as attributor:
+        for token in (3, 1, 4):
+            batch = {"input_ids": torch.tensor([[token]]), "past_key_values": cache, "use_cache": True}
+            output, relevance = attributor(batch, targets.MaxLogit())
+            cache = output.past_key_values
+            assert relevance.shape == (1, 1)

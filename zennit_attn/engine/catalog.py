@@ -126,11 +126,17 @@ def named(name: str) -> Iterator[tuple[Callable[..., Any], bool]]:
         yield getter(attribute), False
 
 
+def with_overloads(function: Any) -> list[Callable[..., Any]]:
+    """Return a function, and its overloads if it is a custom operator."""
+    packet = isinstance(function, torch._ops.OpOverloadPacket)
+    return [function, *(getattr(function, name) for name in function.overloads())] if packet else [function]
+
+
 def operators_of(library: str, name: str) -> Iterator[Callable[..., Any]]:
     """Yield a custom operator and its overloads, none if its library is not loaded."""
     operator = getattr(getattr(torch.ops, library), name, None)
     if operator is not None:
-        yield from (operator, *(getattr(operator, overload) for overload in operator.overloads()))
+        yield from with_overloads(operator)
 
 
 @lru_cache(maxsize=1)
@@ -212,7 +218,9 @@ def _register(function: Callable[..., Any], kind: Any) -> Any:
             f"got {function!r}, which is of the kind {functions()[function][0]!r} for every model of this process; "
             "expected a function that is not known. Give the module that calls it a layer rule, or other Operators."
         )
-    functions()[function] = (kind, getattr(function, "__name__", repr(function)), False)
+    # a custom operator is called by its overloads, too, and reported by the name of all
+    for found in with_overloads(function):
+        functions()[found] = (kind, getattr(function, "__name__", repr(function)), False)
     for forget in caches:
         forget()
     return kind

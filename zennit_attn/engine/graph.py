@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import bisect
 import re
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
@@ -84,16 +85,25 @@ def settle(pending: list[Any], output: Any) -> None:
         pending.clear()
 
 
+def is_constant(node: Any) -> bool:
+    """Tell whether a node is that of a parameter, as it is or moved: one that requires grad is reported as a leaf."""
+    while node is not None and name_of_node(node) in ROUTING and len(node.next_functions) == 1:
+        node = node.next_functions[0][0]
+    return node is None or isinstance(getattr(node, "variable", None), torch.nn.Parameter)
+
+
 def is_plain(node: Any, form: Form) -> bool:
     """Tell whether what autograd does at a node is what the rules would do."""
     name = name_of_node(node)
+    operands = [not is_constant(before) for before, _ in node.next_functions]
+    if name == "CopySlices":
+        # what was written into a view may be a product of both
+        return sum(operands) == 1
     if name in ROUTING:
         return True
-    if form == "relevance":
+    if form == "relevance" or (name == "Div" and any(operands[1:])):
         return False
-    if name == "Div" and len(node.next_functions) > 1 and node.next_functions[1][0] is not None:
-        return False
-    return name in LINEAR or (name in PRODUCTS and sum(before is not None for before, _ in node.next_functions) == 1)
+    return name in LINEAR or (name in PRODUCTS and sum(operands) == 1)
 
 
 class Spans:
@@ -160,6 +170,8 @@ def look(model: torch.nn.Module, output: Any, inputs: Any, spans: Spans | None, 
         foreign = [leaf for leaf in foreign if isinstance(leaf, torch.nn.Parameter) or name_of(model, leaf)]
     for leaf in foreign:
         report_foreign(model, leaf)
+    # each thread counts for itself: of two nodes of one number, one is another thread's
+    numbers = Counter(node._sequence_nr() for node in nodes)
     for node in nodes:
         function = getattr(type(node), "_forward_cls", None)
         if function is not None:
@@ -167,7 +179,7 @@ def look(model: torch.nn.Module, output: Any, inputs: Any, spans: Spans | None, 
                 report(function)
         elif spans is None or foreign or hasattr(node, "variable"):
             continue  # what was computed of a foreign leaf is reported by the leaf
-        elif node._sequence_nr() not in spans and not is_plain(node, form):
+        elif (node._sequence_nr() not in spans or numbers[node._sequence_nr()] > 1) and not is_plain(node, form):
             report_node(node.name())
     return bool(nodes)
 

@@ -165,6 +165,28 @@ def report_outside(model: torch.nn.Module, node: str, strict: bool) -> None:
     )
 
 
+def report_call(model: torch.nn.Module, strict: bool) -> None:
+    """Report a model whose class has a ``__call__`` of its own, around which no rules hold.
+
+    Raises
+    ------
+    UnknownOperationError
+        If the composite is strict.
+    """
+    kind = type(model)
+    if kind.__call__.__module__.split(".")[0] != "torch":
+        report_once(
+            model,
+            ("call",),
+            f"{kind.__name__} has a __call__ of its own, and no rules hold for what it does around the forward: got "
+            "what may be a plain gradient there; expected it in the forward. Put a module around the model whose "
+            "forward calls it, such as torch.nn.Sequential(model), and the composite on that.",
+            UnknownOperationError,
+            UnknownOperationWarning,
+            strict,
+        )
+
+
 def report_here(function: Any, message: str, error: type[Exception], warning: type[Warning], made: Any = None) -> None:
     """Report a function and the place of its call, which the message has as fields, once for both.
 

@@ -8,6 +8,7 @@ output as a factor, is attention's.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from itertools import zip_longest
 from typing import Any
 
 import torch
@@ -29,6 +30,8 @@ MOVING = frozenset(
 ADDING = frozenset("Add Sub".split())
 #: What is between the scores and the softmax, element by element: caps, and the exponential of one that is written out.
 CAPPING = frozenset("Exp Route Slope".split())
+#: What scores less their maximum are made of.
+SHIFTING = frozenset("Amax Enter Leave Max Sub Unsqueeze".split())
 SUMMING = frozenset("Sum ScatterAdd IndexAdd ScatterReduce IndexReduce".split())
 PRODUCTS = frozenset("Addmm Baddbmm Bmm Mm".split())
 
@@ -65,7 +68,8 @@ def is_softmax(numerator: Any, denominator: Any) -> bool:
         return False
     below = list(reached(denominator.grad_fn, MOVING | ADDING | SUMMING, exponentials))
     return all(
-        node is not None and not SUMMING.isdisjoint(way) and exponent(node) == exponent(above[0]) for node, way in below
+        node is not None and not SUMMING.isdisjoint(way) and same(exponent(node), exponent(above[0]))
+        for node, way in below
     )
 
 
@@ -88,6 +92,15 @@ def exponent(node: Any) -> Any:
     while before is not None and name_of_node(before) == "Enter":
         (before, output), *_ = before.next_functions
     return before, output
+
+
+def same(one: Any, other: Any) -> bool:
+    """Tell whether two places of a graph have the same values, computed once, or twice as scores less their maximum."""
+    (node, output), (twin, place) = one, other
+    if node is twin or node is None or twin is None:
+        return node is twin and output == place
+    pairs = list(zip_longest(node.next_functions, twin.next_functions, fillvalue=(None, 0)))
+    return node.name() == twin.name() and name_of_node(node) in SHIFTING and all(same(*pair) for pair in pairs)
 
 
 def quotient(rule: Rule, softmax: Rule) -> Rule:
@@ -144,13 +157,15 @@ def weighting(rule: Rule, share: float) -> Rule:
 
     def run(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         scores: Any = args[0] if args else kwargs.get("input")
+        output = rule(function, args, kwargs)
         if depends(scores):
             has_product, scaled = products_before(scores.grad_fn)
             for node in scaled:
                 node.factor = share
             if has_product and not scaled and share != 1:
-                args = (Scale.apply(scores, share), *args[1:])
-        return mark(rule(function, args, kwargs), WEIGHT)
+                # all that the scores get comes through the weights
+                output = Scale.apply(output, share)
+        return mark(output, WEIGHT)
 
     return run
 

@@ -20,6 +20,7 @@ from ..engine.inventory import Inventory, refuse_foreign
 from ..engine.mode import run_inside
 from ..engine.operators import table_of
 from ..engine.policy import Policy
+from ..engine.reports import report_call
 from ..engine.state import applied, enclosing_policy, is_shielded
 from ..engine.survey import Survey
 from .rule import Rule
@@ -96,6 +97,7 @@ class Operators(Rule):
             for child in module.modules()
             if getattr(child, "gradient_checkpointing", False) and hasattr(child, "_gradient_checkpointing_func")
         ]
+        report_call(module, self.strict)
         # a compiler must find the table there when it traces
         key = self.policy(None).key(self.form)
         table_of(key)

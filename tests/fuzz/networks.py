@@ -1,0 +1,184 @@
+"""Random networks, what they explain, and what the rules of the papers say that they should."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import oracle
+import torch
+from torch import nn
+from zennit.attribution import Gradient
+
+from zennit_attn import AttnLRPComposite, CPLRPComposite, InputXGradient, input_x_gradient, targets
+from zennit_attn.errors import UnknownOperationError
+
+from . import operations
+from .operations import MOVES, OPERATIONS, OVERWRITES, SHAPE, SUMS, UNSEEN, Operation
+
+FORMS = ("relevance", "gradient")
+COMPOSITES = {"attnlrp": AttnLRPComposite, "cp": CPLRPComposite}
+
+
+@dataclass(frozen=True)
+class Step:
+    """One operation of a network: which module it uses, which variant, of which values."""
+
+    operation: Operation
+    module: int
+    variant: int
+    #: Which values it takes, counted at the time: what is written over takes the place of what it was.
+    places: tuple[int, ...]
+    overwrites: bool = False
+
+    def __str__(self) -> str:
+        """Return the step's name."""
+        names = [name for name, value in vars(operations).items() if value is self.operation]
+        for title in ("ACTIVATIONS", "MOVES", "OVERWRITES"):
+            names += [f"{title}[{n}]" for n, value in enumerate(getattr(operations, title)) if value is self.operation]
+        return f"{names[0]}.{self.variant}{self.places} module {self.module}"
+
+
+class ExactZeroError(ArithmeticError):
+    """A sum that is exactly zero: relevance in proportion to its terms is not defined."""
+
+
+class Network(nn.Module):
+    """A random program of operations, each of which takes values that came before it.
+
+    Parameters
+    ----------
+    seed : int
+        The network is the same for the same seed.
+    preset : {"attnlrp", "cp"}
+        Only operations of which the oracle knows the rule under the preset.
+    unseen : bool
+        Put one operation into it that no rule can see.
+    """
+
+    def __init__(self, seed: int, preset: str, unseen: bool = False) -> None:
+        super().__init__()
+        torch.manual_seed(seed)
+
+        def below(number: int) -> int:
+            return int(torch.randint(number, ()))
+
+        known = [operation for operation in OPERATIONS if preset in operation.presets]
+        written = [operation for operation in OVERWRITES if preset in operation.presets]
+        self.preset, self.parts, self.steps = preset, nn.ModuleList(), []
+        made: dict[int, list[int]] = {}
+        count, length = 0, 3 + below(8)
+        #: Values that share memory with another one are not written over: the oracle does not know memory.
+        shared = {0}
+        for number in range(length + unseen):
+            hidden = unseen and number == length
+            # the last values are more likely, so that most of a network is on the path
+            places = tuple(count - min(below(2 * count + 1) // 2, below(count + 1)) for _ in range(3))
+            overwrites = not hidden and below(4) == 0 and places[0] not in shared
+            choices = (UNSEEN,) if hidden else written if overwrites else known
+            operation = choices[below(len(choices))]
+            places = places[: operation.inputs]
+            if overwrites and places[0] in places[1:]:
+                continue
+            own = made.setdefault(id(operation), [])
+            if not own or below(3):
+                own.append(len(self.parts))
+                self.parts.append(operation.make())
+            module, variant = own[below(len(own))], below(len(operation.variants))
+            self.steps.append(Step(operation, module, variant, places, overwrites))
+            if overwrites:
+                continue
+            count += 1
+            if operation in MOVES:
+                shared |= {count, *places}
+        self.head = nn.Linear(SHAPE[1] * SHAPE[2], 3)
+        self.double().eval()
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Run the program as people write it."""
+        values = [x]
+        for step in self.steps:
+            arguments = (values[place] for place in step.places)
+            value = step.operation.variants[step.variant](self.parts[step.module], *arguments)
+            if not step.overwrites:
+                values.append(value)
+        return self.head(values[-1].flatten(1))
+
+    @torch.no_grad()
+    def by_the_book(self, x: torch.Tensor, target: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return the logits, and the relevance of x for one of them.
+
+        Raises
+        ------
+        ExactZeroError
+            If a sum is zero.
+        """
+        values, now, taken = [x], [0], []
+        for step in self.steps:
+            taken.append([now[place] for place in step.places])
+            arguments = (values[place] for place in taken[-1])
+            values.append(step.operation.reference(self.parts[step.module], *arguments))
+            zero = values[-1].abs() < 1e-9
+            if bool(zero.any()) and any(step.operation.reference is known.reference for known in SUMS):
+                raise ExactZeroError
+            if step.overwrites:
+                now[step.places[0]] = len(values) - 1
+            else:
+                now.append(len(values) - 1)
+        last = values[now[-1]].flatten(1)
+        logits = last @ self.head.weight.T + self.head.bias
+        relevance = torch.zeros_like(logits)
+        relevance[:, target] = logits[:, target]
+        found = [torch.zeros_like(value) for value in values]
+        found[now[-1]] = oracle.linear(last, self.head.weight, self.head.bias, relevance).reshape(SHAPE)
+        for number, step in reversed(list(enumerate(self.steps))):
+            arguments = [values[place] for place in taken[number]]
+            module, value = self.parts[step.module], number + 1
+            shares = step.operation.relevance(module, arguments, values[value], found[value], self.preset)
+            for place, share in zip(taken[number], shares, strict=True):
+                found[place] = found[place] + share
+        return logits, found[0]
+
+
+def explained(network: Network, x: torch.Tensor, form: str, target: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the logits, and the relevance of x for one of them, by the package."""
+    composite: Any = COMPOSITES[network.preset](strict=True)
+    kind = InputXGradient if form == "gradient" else Gradient
+    with kind(network, input_x_gradient(composite) if form == "gradient" else composite) as attributor:
+        output, relevance = attributor(x, targets.Label(target))
+    return output.detach(), relevance
+
+
+def check(seed: int, preset: str, tolerance: float = 1e-6) -> list[str]:
+    """Return what is wrong with the explanations of the network of a seed, nothing if all is right."""
+    unseen = seed % 10 == 9
+    network = Network(seed, preset, unseen)
+    x, target, wrong = torch.randn(SHAPE, dtype=torch.float64), seed % 3, []
+    try:
+        logits, expected = (None, None) if unseen else network.by_the_book(x, target)
+    except ExactZeroError:
+        return wrong
+    for form in FORMS:
+        try:
+            output, got = explained(network, x, form, target)
+        except UnknownOperationError as error:
+            if not unseen:
+                wrong.append(f"{form}: {error}")
+            continue
+        except RuntimeError as error:
+            # torch itself refuses to go back through a value that was written over
+            if "modified by an inplace operation" not in str(error):
+                wrong.append(f"{form}: {type(error).__name__}: {error}")
+            continue
+        except Exception as error:
+            wrong.append(f"{form}: {type(error).__name__}: {error}")
+            continue
+        if unseen:
+            wrong.append(f"{form}: nothing was reported")
+        elif not torch.allclose(output, logits, rtol=1e-9, atol=1e-9):
+            wrong.append(f"{form}: the output is off by {float((output - logits).abs().max()):.1e}")
+        else:
+            error = float((got - expected).abs().max() / expected.abs().max().clamp_min(1e-12))
+            if not error < tolerance:
+                wrong.append(f"{form}: relevance is off by {error:.1e} of the largest")
+    return wrong
