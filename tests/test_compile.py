@@ -3,8 +3,16 @@
 import models
 import pytest
 import torch
+from zennit.attribution import Gradient
 
-from zennit_attn import AttnLRPComposite, CPLRPComposite, GammaViTComposite, input_x_gradient
+from zennit_attn import (
+    AttnLRPComposite,
+    CPLRPComposite,
+    GammaViTComposite,
+    InputXGradient,
+    input_x_gradient,
+    targets,
+)
 from zennit_attn.rules import Epsilon, Gamma, Identity, Operators
 
 CASES = {
@@ -75,3 +83,73 @@ def test_rules_of_inner_modules_hold_when_compiled(rule, form):
     model = torch.nn.Sequential(torch.nn.Linear(8, 8), Block(), torch.nn.ReLU(inplace=True), torch.nn.Linear(8, 4))
     composite = AttnLRPComposite(name_map=[([name], rule)])
     assert_equal_compiled(model.double().eval(), composite, torch.randn(3, 8, dtype=torch.float64), form)
+
+
+def compiled(model, backend):
+    return torch.compile(model, backend=backend)
+
+
+def compiled_in_place(model, backend):
+    model.compile(backend=backend)
+    return model
+
+
+def compiled_inside(model, backend):
+    for name, child in list(model.named_children()):
+        setattr(model, name, torch.compile(child, backend=backend))
+    return model
+
+
+def explanations(model, batches, form):
+    """Return the relevance of each batch, and what the model returned."""
+    if form == "gradient":
+        attributor = InputXGradient(model, AttnLRPComposite(strict=True))
+    else:
+        attributor = Gradient(model, AttnLRPComposite(strict=True))
+    with attributor:
+        return [attributor(batch, targets.MaxLogit())[1] for batch in batches]
+
+
+@pytest.mark.parametrize("form", ["gradient", "relevance"])
+@pytest.mark.parametrize("backend", ["eager", "aot_eager"])
+@pytest.mark.parametrize("given", [compiled, compiled_in_place, compiled_inside], ids=lambda given: given.__name__)
+def test_a_model_that_was_compiled_before_is_explained_as_it_was_written(given, backend, form):
+    torch._dynamo.reset()
+    torch.manual_seed(0)
+    model = torch.nn.Sequential(torch.nn.Linear(8, 8), Block(), torch.nn.GELU(), torch.nn.Linear(8, 4)).eval()
+    batches = [torch.randn(3, 8), torch.randn(2, 8)]
+    expected = explanations(model, batches, form)
+    changed = given(model, backend)
+    # it has been in use, and still is
+    before = changed(batches[0])
+    torch.testing.assert_close(explanations(changed, batches, form), expected)
+    torch.testing.assert_close(changed(batches[0]), before)
+    torch._dynamo.reset()
+
+
+@pytest.mark.parametrize("given", [compiled, compiled_in_place], ids=lambda given: given.__name__)
+def test_token_ids_of_changing_lengths_and_a_compiled_model(given):
+    torch._dynamo.reset()
+    model = models.llama(num_hidden_layers=1).eval()
+    batches = [{"input_ids": torch.tensor([[3, 1, 4, 1, 5]])}, {"input_ids": torch.tensor([[9, 2, 6]])}]
+    expected = explanations(model, batches, "gradient")
+    torch.testing.assert_close(explanations(given(model, "eager"), batches, "gradient"), expected)
+    torch._dynamo.reset()
+
+
+def test_replicas_are_refused_by_name(tmp_path):
+    import torch.distributed as distributed
+
+    distributed.init_process_group("gloo", init_method=f"file://{tmp_path / 'group'}", rank=0, world_size=1)
+    try:
+        model = torch.nn.parallel.DistributedDataParallel(torch.nn.Linear(3, 2))
+        with pytest.raises(ValueError, match=r"explain model\.module"):
+            InputXGradient(model, AttnLRPComposite())(torch.ones(1, 3), targets.Label(0))
+        InputXGradient(model.module, AttnLRPComposite())(torch.ones(1, 3), targets.Label(0))
+    finally:
+        distributed.destroy_process_group()
+    # without several devices it is the module itself
+    relevance = InputXGradient(torch.nn.DataParallel(model.module), AttnLRPComposite())(
+        torch.ones(1, 3), targets.Label(0)
+    )[1]
+    torch.testing.assert_close(relevance, model.module.weight[:1].detach())

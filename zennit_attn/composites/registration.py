@@ -331,6 +331,13 @@ def refuse_hidden(model: torch.nn.Module) -> None:
                 f"{name or type(model).__name__!r} got attn_implementation={chosen!r}, expected 'sdpa' or 'eager': "
                 "its kernel would pass back the plain gradient. Load the model with attn_implementation='sdpa'."
             )
+        if isinstance(module, torch.nn.parallel.DistributedDataParallel) or (
+            isinstance(module, torch.nn.DataParallel) and len(module.device_ids) > 1
+        ):
+            raise ValueError(
+                f"{name or type(model).__name__!r} is a {type(module).__name__}, whose replicas and hooks have no "
+                "rules; expected the module inside: explain model.module."
+            )
         if getattr(module, "grad_checkpointing", False):
             raise ValueError(
                 f"{name or type(model).__name__!r} checkpoints its blocks in a way that computes them again without "

@@ -98,3 +98,15 @@ class FrozenHandle:
                 if value is not None:
                     value.requires_grad_(True)
         self.places = []
+
+
+class UncompiledHandle:
+    """A module that was compiled in place, which runs as it was written until this is removed."""
+
+    def __init__(self, module: torch.nn.Module) -> None:
+        self.module, self.before = module, module._compiled_call_impl
+        module._compiled_call_impl = None
+
+    def remove(self) -> None:
+        """Let it run compiled again."""
+        self.module._compiled_call_impl = self.before

@@ -6,6 +6,7 @@ They hold down to an inner module with rules of its own. What they do with a fun
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from functools import partial
 from types import MappingProxyType
 from typing import Any, ClassVar
@@ -15,7 +16,7 @@ from zennit.core import RemovableHandleList
 
 from ..engine.checkpoints import CheckpointHandle
 from ..engine.finiteness import watch
-from ..engine.handles import ForwardHandle, FrozenHandle
+from ..engine.handles import ForwardHandle, FrozenHandle, UncompiledHandle
 from ..engine.inventory import Inventory, refuse_foreign
 from ..engine.mode import run_inside
 from ..engine.operators import table_of
@@ -98,6 +99,8 @@ class Operators(Rule):
             if getattr(child, "gradient_checkpointing", False) and hasattr(child, "_gradient_checkpointing_func")
         ]
         report_call(module, self.strict)
+        # what was compiled before knows no rules: it runs as it was written
+        compiled = any(map(is_compiled, module.modules()))
         # a compiler must find the table there when it traces
         key = self.policy(None).key(self.form)
         table_of(key)
@@ -116,16 +119,18 @@ class Operators(Rule):
             refuse_foreign(modules)
             inventory.check()
             run = partial(rerun, self.policy(None), partial(survey.run, forward), (args, kwargs))
-            if not self.strict:
-                return run()
-            with watch(module) as check_output:
-                output = run()
-                check_output(output)
-            return output
+            with torch.compiler.set_stance("force_eager") if compiled else nullcontext():
+                if not self.strict:
+                    return run()
+                with watch(module) as check_output:
+                    output = run()
+                    check_output(output)
+                return output
 
         # once more around the module's hooks, which are part of what it computes
         called = ForwardHandle(module, around, name="_call_impl")
         handles = RemovableHandleList([ForwardHandle(module, around), called, FrozenHandle(module)])
+        handles += [UncompiledHandle(child) for child in module.modules() if child._compiled_call_impl is not None]
         handles += [CheckpointHandle(child, rerun) for child in checkpoints]
         return handles
 
@@ -176,3 +181,8 @@ class SelectiveScan(Operators):
 
     def __init__(self, strict: bool = False) -> None:
         super().__init__(product="uniform", scan="constant", strict=strict)
+
+
+def is_compiled(module: torch.nn.Module) -> bool:
+    """Tell whether a module is what ``torch.compile`` returns, by where its type is, which takes long to import."""
+    return type(module).__module__ == "torch._dynamo.eval_frame"
