@@ -17,6 +17,8 @@ from . import operations
 from .operations import MOVES, OPERATIONS, OVERWRITES, SHAPE, SUMS, UNSEEN, Operation
 
 FORMS = ("relevance", "gradient")
+REFUSALS = ("modified by an inplace operation", "has been modified inplace")
+
 #: How far relevance may be from the oracle's, relative to the largest.
 TOLERANCE = 1e-6
 COMPOSITES = {"attnlrp": AttnLRPComposite, "cp": CPLRPComposite}
@@ -167,8 +169,8 @@ def compare(network: Network, unseen: bool, target: int, form: str, by_the_book:
     except UnknownOperationError as error:
         return "" if unseen else str(error)
     except RuntimeError as error:
-        # through a value that was written over
-        return None if "modified by an inplace operation" in str(error) else f"{type(error).__name__}: {error}"
+        # torch itself refuses to go back through a value that was written over
+        return None if any(text in str(error) for text in REFUSALS) else f"{type(error).__name__}: {error}"
     if unseen:
         return "nothing was reported"
     if not torch.allclose(output, logits, rtol=1e-9, atol=1e-9):
