@@ -174,7 +174,7 @@ def report_call(model: torch.nn.Module, strict: bool) -> None:
         If the composite is strict.
     """
     kind = type(model)
-    if kind.__call__.__module__.split(".")[0] != "torch":
+    if str(kind.__call__.__module__).split(".")[0] != "torch":
         report_once(
             model,
             ("call",),
