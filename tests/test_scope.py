@@ -357,7 +357,7 @@ def test_relevance_that_is_not_finite_raises():
     x[:, :, :8] = 0
     composite = input_x_gradient(AttnLRPComposite(role_map=[("patch_embedding", zennit.rules.Flat())]))
     with pytest.raises(RuntimeError, match="exactly zero"):
-        InputXGradient(model, composite)(x)
+        InputXGradient(model, composite, lambda output: output)(x)
 
 
 def test_a_transform_around_the_model_is_an_error():

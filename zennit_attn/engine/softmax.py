@@ -40,7 +40,9 @@ LOGITS = "_zennit_attn_logits"
 
 
 def sources(node: Any) -> list[Any]:
-    """Return the nodes before a node."""
+    """Return the nodes before a node; of what is written over, nothing is left."""
+    if name_of_node(node) == "Copy":
+        return [node.next_functions[-1][0]]
     return [before for before, _ in node.next_functions if before is not None]
 
 
@@ -80,10 +82,13 @@ def is_shifted(numerator: Any) -> bool:
     """
     ((node, _),) = reached(numerator.grad_fn, MOVING, frozenset({"Exp"}))
     before, _ = exponent(node)
-    if before is None or name_of_node(before) != "Leave":
+    if before is None:
         return False
-    (difference,) = sources(before)
-    return name_of_node(difference) == "Sub" and len(sources(difference)) == 1
+    ends = frozenset({"Sub"})
+    return any(
+        found is not None and "Leave" in way and len(sources(found)) == 1
+        for found, way in reached(before, MOVING, ends)
+    )
 
 
 def exponent(node: Any) -> Any:
