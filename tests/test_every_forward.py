@@ -57,6 +57,12 @@ BRANCHES = {
 }
 
 
+def skip_untold(is_checkpoint):
+    """Skip a test of checkpoints that are not reentrant, where torch does not tell that one is running."""
+    if is_checkpoint and torch.__version__ < "2.7":
+        pytest.skip("torch does not tell that a checkpoint is running")
+
+
 class Net(nn.Module):
     """A network with a branch that is taken when it is switched on."""
 
@@ -75,6 +81,7 @@ class Net(nn.Module):
 @pytest.mark.parametrize("after", [0, 1, 3])
 @pytest.mark.parametrize("name", BRANCHES)
 def test_a_branch_that_a_later_call_takes_is_refused(name, after, preset, form):
+    skip_untold(name == "checkpoint")
     branch, title = BRANCHES[name]
     model, x = Net(branch), torch.rand(2, 6) * 0.1
     with attributor_of(model, PRESETS[preset](strict=True), form) as attributor:
@@ -91,6 +98,7 @@ def test_a_branch_that_a_later_call_takes_is_refused(name, after, preset, form):
 @pytest.mark.parametrize("again", [False, True], ids=["one context", "two contexts"])
 @pytest.mark.parametrize("name", sorted(BRANCHES.keys() - {"no graph", "reentrant"}))
 def test_a_branch_that_a_later_call_takes_is_warned_of(name, again, form):
+    skip_untold(name == "checkpoint")
     branch, title = BRANCHES[name]
     model, x = Net(branch), torch.rand(2, 6) * 0.1
     with ExitStack() as stack:
@@ -110,6 +118,8 @@ def test_a_branch_that_a_later_call_takes_is_warned_of(name, again, form):
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("reentrant", [False, True])
 def test_checkpoints_that_are_switched_on_later_are_reported_inside_of_modules(reentrant, form):
+    skip_untold(not reentrant)
+
     class Block(nn.Module):
         def __init__(self):
             super().__init__()
@@ -212,6 +222,7 @@ def test_what_is_explained_by_its_key_is_looked_at():
         attributor(x, targets.Label(0))
 
 
+@pytest.mark.skipif(transformers.__version__ < "5", reason="the model itself runs in float32 only")
 def test_the_loss_of_a_time_series_model_is_not_refused():
     small = {"encoder_layers": 1, "decoder_layers": 1, "encoder_attention_heads": 2, "decoder_attention_heads": 2}
     config = transformers.TimeSeriesTransformerConfig(
