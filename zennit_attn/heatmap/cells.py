@@ -12,7 +12,7 @@ from matplotlib.path import Path
 from matplotlib.transforms import Affine2D
 
 from .ink import INK, Color, hexadecimal
-from .sheet import Face, settings
+from .sheet import Face, figure_of, settings
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ class Words(Artist):
     def __init__(self, axes: Axes, face: Face, lay: Callable[[float], tuple[list[Cell], float]]) -> None:
         super().__init__()
         self.face, self.lay = face, lay
-        self.set_figure(axes.get_figure(root=False))
+        self.set_figure(axes.get_figure(root=False) or figure_of(axes))
         self.axes = axes
         axes.set_axis_off()
         axes.add_artist(self)

@@ -36,7 +36,7 @@ BAR = 12.0
 ENTRIES = 4097
 # the base line of text in the middle of a cell is lower than the middle by half the height of a capital
 MIDDLE = 0.36
-# in units of the size of the text: other text, the distance of lines, and the narrowest content, which has a scale below it
+# in units of the size of the text: other text, the distance of lines, and the narrowest content
 LARGE, SMALL, LEADING, NARROWEST = 1.2, 0.85, 1.2, 10.0
 
 

@@ -180,8 +180,10 @@ def images(
     title, heads, tops = shown(title), list(map(shown, rows or ())), list(map(shown, columns or ()))
     sheet, what = page(width, size, font), f"{len(planes)} image{'s' * (len(planes) > 1)}"
     if ax is not None:
+        from .sheet import figure_of
+
         draw_on(ax, panels, smooth, title)
-        return Heatmap(ax.get_figure(root=True), sheet.face, [title], title, what)
+        return Heatmap(figure_of(ax), sheet.face, [title], title, what)
     top = Grid(sheet, panels, shape, heads, tops, size, smooth).draw(title)
     everything = np.concatenate([values.ravel() for values in known])
     note = note_on(everything, *(limits[0] if shared else (-np.inf, np.inf)))

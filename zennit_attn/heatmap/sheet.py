@@ -42,7 +42,7 @@ FALLBACKS = (
     "Microsoft YaHei",
 )
 # the same bytes each time, and text that can be selected
-OURS = {"svg.hashsalt": "zennit-attn", "svg.fonttype": "none", "pdf.fonttype": 42}
+OURS: dict[Any, Any] = {"svg.hashsalt": "zennit-attn", "svg.fonttype": "none", "pdf.fonttype": 42}
 # settings of matplotlib belong to the process, and rc_context does not keep threads apart
 LOCK = threading.RLock()
 
@@ -203,6 +203,14 @@ class Sheet:
         for axes, (x, y, wide, high) in self.boxes:
             axes.set_position((x / self.width, 1 - (y + high) / height, wide / self.width, high / height))
         return self.figure
+
+
+def figure_of(axes: Axes) -> Figure:
+    """Return the figure that axes are in."""
+    figure = axes.get_figure(root=True)
+    if figure is None:
+        raise ValueError("got axes that are in no figure any more, expected those of a figure")
+    return figure
 
 
 def picture(axes: Axes, pixels: Pixels, smooth: bool = False) -> None:

@@ -103,12 +103,14 @@ def trace(
     face, what = sheet.face, f"{values.shape[0]} rows, {values.shape[1]} columns"
     texts = [*names[0], *names[1], title, row_title, column_title]
     if ax is not None:
-        unit = 72 / ax.get_figure(root=True).dpi
+        from .sheet import figure_of
+
+        unit = 72 / figure_of(ax).dpi
         box = ax.bbox.width * unit, ax.bbox.height * unit
         draw_cells(ax, face, values, paint, limit, names, (row_title, column_title), size, box)
         if title:
             ax.set_title(face.drawable(title), fontproperties=face.sized(LARGE * size), parse_math=False)
-        return Heatmap(ax.get_figure(root=True), face, texts, title, what)
+        return Heatmap(figure_of(ax), face, texts, title, what)
     left = MARGIN + widest(face, names[0], size) + (0.5 + 1.8 * bool(row_title)) * size
     across = min(max(sheet.width - MARGIN - left, LEAST * size), COLUMN * size * values.shape[1])
     down = size * min(ROW * values.shape[0], ROW * MOST_LABELS)
@@ -165,7 +167,12 @@ def draw_cells(
         axis.set_ticks(list(places), texts, fontproperties=face.sized(small), color=hexadecimal(INK), parse_math=False)
         axis.set_tick_params(length=0.3 * size, width=0.5, pad=0.2 * size, color=hexadecimal(GREY))
     axes.tick_params("x", rotation=90 if upright else 0)
-    style = {"fontproperties": face.sized(size), "color": hexadecimal(INK), "parse_math": False, "labelpad": 0.3 * size}
+    style: dict[str, Any] = {
+        "fontproperties": face.sized(size),
+        "color": hexadecimal(INK),
+        "parse_math": False,
+        "labelpad": 0.3 * size,
+    }
     axes.set_ylabel(face.drawable(titles[0]), **style)
     axes.set_xlabel(face.drawable(titles[1]), **style)
 

@@ -82,7 +82,7 @@ def scatter(
     figure = sheet.done(top)
     marks, texts = sheet.boxes[0][0].get_legend_handles_labels()
     where = (MARGIN / sheet.width, 1 - legend / top)
-    style = {"frameon": False, "borderaxespad": 0, "borderpad": 0, "labelcolor": hexadecimal(GREY)}
+    style: dict[str, Any] = {"frameon": False, "borderaxespad": 0, "borderpad": 0, "labelcolor": hexadecimal(GREY)}
     figure.legend(
         marks, texts, loc="center left", bbox_to_anchor=where, ncols=3, prop=face.sized(SMALL * size), **style
     )
@@ -134,7 +134,13 @@ def draw_panel(
             panel.locator_params(axis="x", nbins=4)
     for label in panel.get_xticklabels():
         label.set_fontproperties(small)
-    style = {"linestyle": "none", "marker": "o", "markeredgecolor": "white", "markeredgewidth": 0.4, "clip_on": False}
+    style: dict[str, Any] = {
+        "linestyle": "none",
+        "marker": "o",
+        "markeredgecolor": "white",
+        "markeredgewidth": 0.4,
+        "clip_on": False,
+    }
     panel.plot(places, scores, color=hexadecimal(BLUE), markersize=4, label="a trial", zorder=3, **style)
     best = max(range(len(scores)), key=lambda index: scores[index], default=None)
     if best is not None:
