@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 BLUE, RED = (67, 147, 195), (178, 24, 43)
 # in points: height of a panel, and distance of panels
-HEIGHT, GAP = 120.0, 14.0
+HEIGHT, GAP = 120.0, 30.0
 ACROSS = 3
 
 
