@@ -26,6 +26,8 @@ from zennit_attn import (
     targets,
 )
 from zennit_attn.adapters import explained
+from zennit_attn.heatmap.figure import Paint, amounts
+from zennit_attn.heatmap.ink import BLACK, ink_on
 
 METHODS = {"AttnLRP": AttnLRPComposite(), "CP-LRP": CPLRPComposite(), "Input x Gradient": None}
 DTYPES = ("float32", "float64", "bfloat16", "float16")
@@ -99,12 +101,17 @@ def what_keeps_the_rest(composite):
     return "exact apart from additive constants (biases, position embeddings, class token), which keep the rest"
 
 
+def number(value, scale):
+    """Write a relevance with its sign, and at least two digits of the largest one that it stands beside."""
+    return amounts(np.array([value]), scale)[0]
+
+
 def colored(text, value, scale):
     """Put a text on the colour of a relevance, if it goes to a terminal."""
     if not sys.stdout.isatty() or "NO_COLOR" in os.environ:
         return text
-    red, green, blue = figures.colors(np.float64(value), scale).tolist()
-    ink = 0 if figures.is_bright((red, green, blue)) else 231
+    red, green, blue = Paint()(np.float64(value), -scale, scale).tolist()
+    ink = 0 if ink_on((red, green, blue)) == BLACK else 231
     return f"\x1b[48;2;{red};{green};{blue}m\x1b[38;5;{ink}m{text}\x1b[0m"
 
 
@@ -125,9 +132,9 @@ def print_tokens(tokens, found):
         cells = ""
         for item, scale in zip(found.values(), scales, strict=True):
             value = item.relevance[index]
-            cells += " " * 8 + colored(figures.number(value, scale).rjust(10), value, scale)
+            cells += " " * 8 + colored(number(value, scale).rjust(10), value, scale)
         print(f"  {token.ljust(width)}{cells}")
-    sums = [figures.number(item.relevance.sum(), scale) for item, scale in zip(found.values(), scales, strict=True)]
+    sums = [number(item.relevance.sum(), scale) for item, scale in zip(found.values(), scales, strict=True)]
     print("  " + "sum".ljust(width) + "".join(text.rjust(18) for text in sums))
     print("  " + "conserved".ljust(width) + "".join(item.conserved.rjust(18) for item in found.values()) + "\n")
 
@@ -346,7 +353,7 @@ def main():
     scale = "The colours are symmetric about zero; max is the largest |relevance| of each row or picture."
     page = figures.draw_page("zennit-attn: what decided?", scale, sections)
     try:
-        page.save(args.out, "PNG")
+        page.savefig(args.out, dpi=200, format="png")
     except OSError as error:
         fail(f"cannot write {str(args.out)!r} ({error}); choose another --out")
     print(f"\nThe same as a picture: {args.out}")

@@ -31,7 +31,7 @@ from zennit_attn.errors import InputError
 from zennit_attn.evaluation.baselines import lrp
 from zennit_attn.evaluation.features import fix
 from zennit_attn.evaluation.perturbation import Interval
-from zennit_attn.heatmap.canvas import Rectangle, Text
+from zennit_attn.heatmap.ink import hexadecimal
 from zennit_attn.rules import Epsilon, Gamma
 from zennit_attn.targets import MaxLogit
 from zennit_attn.tuning import Samples, Study, Trial, read_study, search, tune
@@ -315,8 +315,7 @@ def test_a_contact_sheet_has_scores_and_one_scale(write, tmp_path):
     result = tune(write(STUDY), tmp_path / "out")
     study = read_study(tmp_path / "study.toml")
     scores = [study.scores(each, study.test) for each in (study.space.default, result.composite)]
-    items = contact_sheet(study, result, *scores).canvas.items
-    texts = [item.text for item in items if isinstance(item, Text)]
+    texts = [item.get_text() for item in contact_sheet(study, result, *scores).figure.texts]
     expected = [f"score {value:.2f}" for row in scores for value in row.tolist()]
     assert [text for text in texts if text.startswith("score")] == expected
     # a ± below a score would be read as its error
@@ -696,21 +695,26 @@ def test_ticks_are_around_all_values(values):
     np.testing.assert_allclose(steps, steps[0], atol=slack)
 
 
-def test_dashes_are_where_scores_are():
+def test_dots_are_where_scores_are():
     space = Space(
         changed(STUDY, search__parameters={"linear_gamma": BOUNDS, "head_gamma": [0, 1]}, search__role_map=[])
     )
     choices = [{"linear_gamma": value, "head_gamma": int(value > 1)} for value in (0.01, 0.1, 1.0, 10.0)]
-    canvas = scatter(list(space.axes.values()), choices, [0.2, 0.5, 0.3, 0.4], 0.35)
-    marks = {item.note: item for item in canvas.items if isinstance(item, Rectangle) and item.note}
-    linear = [
-        marks[f"{choice['linear_gamma']} {score}"] for choice, score in zip(choices, (0.2, 0.5, 0.3, 0.4), strict=True)
+    scores = [0.2, 0.5, 0.3, 0.4]
+    picture = scatter(list(space.axes.values()), choices, scores, 0.35)
+    panel = picture.figure.axes[0]
+    trials, best, default = panel.lines
+    assert trials.get_xydata().tolist() == [
+        [choice["linear_gamma"], score] for choice, score in zip(choices, scores, strict=True)
     ]
-    assert [mark.fill == RED for mark in linear] == [False, True, False, False]
+    assert (best.get_xydata().tolist(), best.get_color()) == ([[0.1, 0.5]], hexadecimal(RED))
+    assert set(default.get_ydata()) == {0.35}
     # the axis is logarithmic: the two in the middle are as far from each other as thirds of the panel
-    assert linear[0].x < linear[1].x < linear[2].x < linear[3].x
-    heights = [mark.y for mark in linear]
-    np.testing.assert_allclose(np.diff(heights) / (heights[0] - heights[1]), [-1, 2 / 3, -1 / 3])
+    placed = panel.transData.transform(trials.get_xydata())
+    assert np.diff(placed[:, 0]) == pytest.approx(np.diff(placed[:2, 0])[0])
+    np.testing.assert_allclose(np.diff(placed[:, 1]) / (placed[1, 1] - placed[0, 1]), [1, -2 / 3, 1 / 3])
+    left, right = panel.get_window_extent().intervalx
+    assert left - 1e-6 <= placed[:, 0].min() < placed[:, 0].max() <= right + 1e-6
 
 
 def test_the_study_of_the_shapes_can_be_read_and_its_winner_loads():

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
-from typing import Any
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,7 +14,16 @@ from torch import Tensor
 from zennit.cmap import ColorMap
 from zennit.image import CMAPS, get_cmap
 
-from .canvas import GREY, LIGHT, Canvas, Fonts, Picture, Pixels, Rectangle, Text, Typeface, ink_on
+from .ink import GREY, Fonts, Pixels, ink_on
+from .spans import document
+
+# matplotlib takes time to import: it is imported at the first picture, in the functions that draw
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.colors import ListedColormap
+    from matplotlib.figure import Figure
+
+    from .sheet import Face, Sheet
 
 Array = NDArray[np.float64]
 
@@ -22,10 +32,12 @@ CMAP = "2166ac,3f:92c5de,7f:fff,80:fff,c0:f4a582,b2182b"
 WIDTH, SIZE, MARGIN = 480.0, 10.0, 10.0
 # length of the scale in units of the size of the text
 BAR = 12.0
+# colours in a table
+ENTRIES = 4097
 # the base line of text in the middle of a cell is lower than the middle by half the height of a capital
 MIDDLE = 0.36
-# in units of the size of the text: other text, the distance of lines, and the narrowest picture, which has the scale
-LARGE, SMALL, LEADING, NARROWEST = 1.2, 0.85, 1.2, 26.0
+# in units of the size of the text: other text, the distance of lines, and the narrowest content
+LARGE, SMALL, LEADING, NARROWEST = 1.2, 0.85, 1.2, 10.0
 
 
 class Heatmap:
@@ -33,14 +45,18 @@ class Heatmap:
 
     Attributes
     ----------
-    canvas : zennit_attn.heatmap.canvas.Canvas
+    figure : matplotlib.figure.Figure
         What is drawn.
     title : str
         Its title.
     """
 
-    def __init__(self, canvas: Canvas, title: str) -> None:
-        self.canvas, self.title = canvas, title
+    def __init__(self, figure: Figure, face: Face, texts: list[str], title: str, what: str) -> None:
+        self.figure, self.face, self.texts, self.title, self.what = figure, face, texts, title, what
+
+    def __repr__(self) -> str:
+        width, height = (72 * self.figure.get_size_inches()).round().astype(int).tolist()
+        return f"<{type(self).__name__} of {self.what}, {width} x {height} points>"
 
     def image(self, dpi: float = 300) -> Image.Image:
         """Return the picture as a Pillow image.
@@ -60,7 +76,10 @@ class Heatmap:
         ValueError
             If the resolution is not positive.
         """
-        return self.canvas.image(dpi)
+        from . import sheet
+
+        self.face.check(self.texts)
+        return sheet.raster(self.figure, dpi)
 
     def save(self, path: str | os.PathLike[str], dpi: float = 300) -> None:
         """Write a file.
@@ -75,12 +94,25 @@ class Heatmap:
         Raises
         ------
         ValueError
-            If the path ends with something else.
+            If the path ends with something else, or a page of PDF cannot be as large.
         """
-        self.canvas.save(path, self.title or "Relevance", dpi)
+        from . import sheet
+
+        path, title = Path(path), self.title or "Relevance"
+        kind = path.suffix.lower()
+        if kind in (".png", ".pdf", ".svg"):
+            self.face.check(self.texts)
+            path.write_bytes(sheet.written(self.figure, kind[1:], dpi if kind == ".png" else 300, title))
+        elif kind == ".html":
+            path.write_text(document(title, self._repr_html_()), encoding="utf-8")
+        else:
+            raise ValueError(f"got path={os.fspath(path)!r}, expected one that ends with .png, .svg, .html or .pdf")
 
     def _repr_html_(self) -> str:
-        return self.canvas.svg()
+        from . import sheet
+
+        svg = sheet.written(self.figure, "svg").decode()
+        return svg[svg.index("<svg") :]
 
 
 class Paint:
@@ -89,7 +121,7 @@ class Paint:
     Parameters
     ----------
     cmap : str or zennit.cmap.ColorMap
-        Name of one of zennit's colour maps, its source code, or one itself.
+        Name of one of zennit's or matplotlib's colour maps, zennit's source code, or one of zennit itself.
     level : float
         Below 1 fades the colours, above 1 has them reached earlier, as in zennit.
 
@@ -101,12 +133,16 @@ class Paint:
 
     def __init__(self, cmap: str | ColorMap = CMAP, level: float = 1.0) -> None:
         try:
-            self.map = get_cmap(cmap)
+            self.map: Callable[[Array], Array] = get_cmap(cmap)
         except RuntimeError as error:
-            raise ValueError(
-                f"got cmap={cmap!r}, expected one of {', '.join(CMAPS)}, colours as in 'f00,80:fff,00f', or a ColorMap"
-            ) from error
+            self.map = of_matplotlib(str(cmap), error)
         self.level = level
+
+    def table(self) -> ListedColormap:
+        """Return the colours for matplotlib, as many as have one of exactly zero in the middle."""
+        from matplotlib.colors import ListedColormap
+
+        return ListedColormap(self(np.linspace(-1, 1, ENTRIES), -1, 1) / 255, "relevance")
 
     def __call__(self, values: Array, low: float, high: float) -> Pixels:
         """Return colours, with an axis of size 3 in the end; the middle one where low equals high."""
@@ -114,6 +150,20 @@ class Paint:
         unit = ((2 * unit.clip(0, 1) - 1) * self.level + 1) / 2
         colors: Pixels = (self.map(unit) * 255).round().astype(np.uint8)
         return colors
+
+
+def of_matplotlib(name: str, error: Exception) -> Callable[[Array], Array]:
+    """Return the colours of matplotlib that have a name."""
+    from matplotlib import colormaps
+
+    if name not in colormaps:
+        raise ValueError(
+            f"got cmap={name!r}, expected one of {', '.join(CMAPS)}, a name of matplotlib's, colours as in "
+            "'f00,80:fff,00f', or a ColorMap"
+        ) from error
+    # more entries than the 256 of matplotlib have one of exactly zero
+    found = colormaps[name].resampled(ENTRIES)
+    return lambda values: np.asarray(found(values)[..., :3])
 
 
 def as_array(values: Any, what: str) -> Array:
@@ -194,37 +244,47 @@ def note_on(values: Array, low: float, high: float) -> str:
     return f"{count} of {values.size} values are beyond the scale: all are {span}" if count else ""
 
 
-def page(width: float, size: float, font: Fonts, texts: Iterable[str]) -> Canvas:
-    """Return an empty canvas, with a font for texts.
+def page(width: float, size: float, font: Fonts) -> Sheet:
+    """Return an empty sheet.
 
     Raises
     ------
     ValueError
-        If a size is not positive.
+        If a size is not positive, or there is no such font.
     """
+    from .sheet import Sheet
+
     if not (np.isfinite([width, size]).all() and width > 0 and size > 0):
         raise ValueError(f"got width={width} and size={size}, expected positive numbers of points")
-    return Canvas(width, 0.0, Typeface(font, texts))
+    return Sheet(width, font)
 
 
-def with_title(canvas: Canvas, title: str, size: float) -> float:
+def with_title(sheet: Sheet, title: str, size: float) -> float:
     """Draw a title, and return where it ends."""
     top = MARGIN
-    for line in canvas.face.wrapped(title, LARGE * size, canvas.width - 2 * MARGIN) if title else []:
+    for line in sheet.face.wrapped(title, LARGE * size, sheet.width - 2 * MARGIN) if title else []:
         top += LEADING * LARGE * size
-        canvas.add(Text(MARGIN, top - 0.3 * size, line, LARGE * size))
+        sheet.text(MARGIN, top - 0.3 * size, line, LARGE * size)
     return top + 0.5 * size * bool(title)
 
 
 def with_scale(
-    canvas: Canvas, top: float, size: float, paint: Paint, ends: tuple[float, float] | None, note: str
+    sheet: Sheet,
+    sides: tuple[float, float],
+    top: float,
+    size: float,
+    paint: Paint,
+    ends: tuple[float, float] | None,
+    note: str,
 ) -> None:
-    """Draw the scale of the colours and a note below everything else, and end the canvas there.
+    """Draw the scale of the colours and a note below everything else, and end the sheet there.
 
     Parameters
     ----------
-    canvas : Canvas
-        The canvas.
+    sheet : Sheet
+        The sheet.
+    sides : tuple of float
+        Left and right edge of the content, with which the scale stands.
     top : float
         Where the scale is drawn.
     size : float
@@ -236,28 +296,44 @@ def with_scale(
     note : str
         What else has to be known.
     """
-    small, right = SMALL * size, canvas.width - MARGIN
+    small, (left, right) = SMALL * size, sides
     low, high = ends or (-1.0, 1.0)
     names = ("-max", "+max") if ends is None else (amount(low), amount(high))
-    base, bar = top + 1.1 * size, BAR * size
-    right -= canvas.face.length(names[1], small)
-    canvas.add(Text(right, base, names[1], small, GREY))
-    left = right - 0.4 * size - bar
-    shades = paint(np.linspace(low, high, 256)[None], low, high)
-    canvas.add(Picture(left, top + 0.3 * size, bar, 1.05 * size, shades, smooth=True))
-    canvas.add(Rectangle(left, top + 0.3 * size, bar, 1.05 * size, line=LIGHT))
+    name, last = f"relevance {names[0]}", sheet.face.length(names[1], small)
+    before = sheet.face.length(name, small) + 0.4 * size
+    height = 1.05 * size
+    if right - left >= before + BAR / 2 * size + 0.4 * size + last:
+        bar = min(BAR * size, right - left - before - last - 0.4 * size)
+        start, base, bottom = right - last - 0.4 * size - bar, top + 1.1 * size, top + 1.35 * size
+        sheet.text(start - 0.4 * size, base, name, small, GREY, "right")
+        room = start - size - (before - 0.4 * size) - left
+    else:
+        # narrow content has its scale below, as wide as itself, and the ends of the scale below that
+        start, bar, room, base = left, right - left, 0.0, top + 1.1 * size
+        bottom = top + 1.35 * size + LEADING * small
+        sheet.text(left, bottom - 0.3 * small, names[0], small, GREY)
+    sheet.text(
+        right, base if room or bottom == top + 1.35 * size else bottom - 0.3 * small, names[1], small, GREY, "right"
+    )
+    axes = sheet.axes(start, top + 0.3 * size, bar, height)
+    shown(axes, paint(np.linspace(low, high, 256)[None], low, high))
     if low < 0 < high:
         color = paint(np.zeros(1), low, high)[0].tolist()
-        share = -low / (high - low)
-        canvas.add(Text(left + share * bar, base, "0", small, ink_on(tuple(color)), "middle"))
-    name = f"relevance {names[0]}"
-    canvas.add(Text(left - 0.4 * size, base, name, small, GREY, "end"))
-    bottom, room = top + 1.35 * size, left - size - canvas.face.length(name, small) - MARGIN
+        sheet.text(start - low / (high - low) * bar, base, "0", small, ink_on(tuple(color)), "center")
     # a note that does not fit beside the scale stands below it
-    if canvas.face.length(note, small) > room:
-        base, room = bottom + 1.3 * small, canvas.width - 2 * MARGIN
-    for line in canvas.face.wrapped(note, small, room) if note else []:
-        canvas.add(Text(MARGIN, base, line, small, GREY))
+    base = top + 1.1 * size
+    if sheet.face.length(note, small) > room:
+        base, room = bottom + 1.3 * small, sheet.width - MARGIN - left
+    for line in sheet.face.wrapped(note, small, room) if note else []:
+        sheet.text(left, base, line, small, GREY)
         bottom = max(bottom, base + 0.3 * small)
         base += LEADING * small
-    canvas.height = bottom + MARGIN
+    sheet.done(bottom + MARGIN)
+
+
+def shown(axes: Axes, shades: Pixels) -> None:
+    """Draw shades over the whole of axes."""
+    from .sheet import picture
+
+    picture(axes, shades, smooth=True)
+    axes.set_aspect("auto")

@@ -5,13 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from PIL import Image
 from zennit.cmap import ColorMap
 
-from .canvas import GREY, LIGHT, Canvas, Fonts, Picture, Pixels, Rectangle, Text
 from .figure import (
     CMAP,
     LEADING,
@@ -32,7 +31,13 @@ from .figure import (
     with_scale,
     with_title,
 )
+from .ink import GREY, Fonts, Pixels
 from .words import visible
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+    from .sheet import Sheet
 
 # the widest panel in points, and the room between panels in units of the size of the text
 WIDEST, GAP = 150.0, 0.6
@@ -113,6 +118,7 @@ def images(
     width: float = WIDTH,
     size: float = SIZE,
     font: Fonts = None,
+    ax: Axes | None = None,
 ) -> Heatmap:
     """Draw the relevance of images in a grid.
 
@@ -135,6 +141,8 @@ def images(
         As in :func:`imgify`.
     title, cmap, level, width, size, font
         As in :func:`zennit_attn.heatmap.tokens`. Images are at most 150 points wide.
+    ax : matplotlib.axes.Axes, optional
+        Draw one image on these axes, without a scale.
 
     Returns
     -------
@@ -170,12 +178,31 @@ def images(
         scale = f"±{ends[1]:.3g}" if -ends[0] == ends[1] else f"{amount(ends[0])} to {amount(ends[1])}"
         panels.append((drawn, list(filter(None, [label, "" if shared or values is None else scale]))))
     title, heads, tops = shown(title), list(map(shown, rows or ())), list(map(shown, columns or ()))
-    canvas = page(width, size, font, [title, *heads, *tops, *(line for _, lines in panels for line in lines)])
-    top = Grid(canvas, panels, shape, heads, tops, size, smooth).draw(title)
+    sheet, what = page(width, size, font), f"{len(planes)} image{'s' * (len(planes) > 1)}"
+    if ax is not None:
+        from .sheet import figure_of
+
+        draw_on(ax, panels, smooth, title)
+        return Heatmap(figure_of(ax), sheet.face, [title], title, what)
+    top = Grid(sheet, panels, shape, heads, tops, size, smooth).draw(title)
     everything = np.concatenate([values.ravel() for values in known])
     note = note_on(everything, *(limits[0] if shared else (-np.inf, np.inf)))
-    with_scale(canvas, top, size, paint, limits[0] if shared else None, note)
-    return Heatmap(canvas, title)
+    sides = MARGIN, sheet.width - MARGIN
+    with_scale(sheet, sides, top, size, paint, limits[0] if shared else None, note)
+    return Heatmap(sheet.figure, sheet.face, sheet.texts, title, what)
+
+
+def draw_on(axes: Axes, panels: list[tuple[Pixels | None, list[str]]], smooth: bool, title: str) -> None:
+    """Draw one panel on axes."""
+    from .sheet import picture
+
+    pixels = panels[0][0]
+    if len(panels) != 1 or pixels is None:
+        raise ValueError(f"got ax= for {len(panels)} images, expected one: call it for each, with axes of its own")
+    picture(axes, pixels, smooth)
+    if title:
+        axes.set_title(title, parse_math=False)
+    axes.set_xlabel("\n".join(panels[0][1]), parse_math=False)
 
 
 @dataclass(frozen=True)
@@ -184,7 +211,7 @@ class Grid:
 
     Attributes
     ----------
-    canvas : Canvas
+    sheet : Sheet
         What they are drawn on.
     panels : list of tuple
         Pixels, if there are any, and text, row by row.
@@ -198,7 +225,7 @@ class Grid:
         Whether to interpolate pixels.
     """
 
-    canvas: Canvas
+    sheet: Sheet
     panels: list[tuple[Pixels | None, list[str]]]
     shape: tuple[int, int]
     rows: list[str]
@@ -208,16 +235,16 @@ class Grid:
 
     def draw(self, title: str) -> float:
         """Draw everything but the scale, and return where it ends."""
-        canvas, gap, heads = self.canvas, GAP * self.size, self.heads()
-        indent = max((canvas.face.length(text, self.size) for lines in heads for text in lines), default=-gap) + gap
+        sheet, gap, heads = self.sheet, GAP * self.size, self.heads()
+        indent = max((sheet.face.length(text, self.size) for lines in heads for text in lines), default=-gap) + gap
         left, count = MARGIN + indent, self.shape[1]
-        width = min((canvas.width - MARGIN - left + gap) / count - gap, WIDEST)
+        width = min((sheet.width - MARGIN - left + gap) / count - gap, WIDEST)
         if width < self.size:
-            raise ValueError(f"got width={canvas.width} for {count} columns, which leaves {width:.1f} points for each")
+            raise ValueError(f"got width={sheet.width} for {count} columns, which leaves {width:.1f} points for each")
         height = width * max(pixels.shape[0] / pixels.shape[1] for pixels, _ in self.panels if pixels is not None)
-        canvas.width = max(left + count * (width + gap) - gap + MARGIN, NARROWEST * self.size)
+        sheet.width = max(left + count * (width + gap) - gap + MARGIN, NARROWEST * self.size)
         lefts = [left + index * (width + gap) for index in range(count)]
-        top = self.draw_columns(with_title(canvas, title, self.size), lefts, width)
+        top = self.draw_columns(with_title(sheet, title, self.size), lefts, width)
         for row in range(self.shape[0]):
             self.write(heads[row] if heads else [], left - gap, top + height / 2)
             panels = self.panels[row * count : (row + 1) * count]
@@ -227,49 +254,42 @@ class Grid:
 
     def heads(self) -> list[list[str]]:
         """Return the lines of the label of each row."""
-        return [self.canvas.face.wrapped(row, self.size, 0.2 * self.canvas.width) for row in self.rows]
+        return [self.sheet.face.wrapped(row, self.size, 0.2 * self.sheet.width) for row in self.rows]
 
     def draw_columns(self, top: float, lefts: list[float], width: float) -> float:
         """Write the labels of the columns, and return where they end."""
-        labels = [self.canvas.face.wrapped(column, self.size, width) for column in self.columns]
+        labels = [self.sheet.face.wrapped(column, self.size, width) for column in self.columns]
         top += LEADING * self.size * max(map(len, labels), default=0)
         for left, lines in zip(lefts, labels, strict=False):
             for place, text in enumerate(reversed(lines)):
                 y = top - (0.4 + LEADING * place) * self.size
-                self.canvas.add(Text(left + width / 2, y, text, self.size, anchor="middle"))
+                self.sheet.text(left + width / 2, y, text, self.size, anchor="center")
         return top
 
     def write(self, lines: list[str], right: float, middle: float) -> None:
         """Write the label of a row."""
         for place, text in enumerate(lines):
             y = middle + (LEADING * (place - (len(lines) - 1) / 2) + MIDDLE) * self.size
-            self.canvas.add(Text(right, y, text, self.size, anchor="end"))
+            self.sheet.text(right, y, text, self.size, anchor="right")
 
     def draw_panel(self, panel: tuple[Pixels | None, list[str]], box: tuple[float, float, float, float]) -> float:
         """Draw a panel, and return where it ends."""
+        from .sheet import picture
+
         (pixels, texts), (x, top, width, height) = panel, box
         small, middle = SMALL * self.size, x + width / 2
         if pixels is not None:
-            self.canvas.add(*framed(pixels, box, self.smooth))
-        lines = [part for text in texts for part in self.canvas.face.wrapped(text, small, width)]
+            picture(self.sheet.axes(x, top, width, height), pixels, self.smooth)
+        lines = [part for text in texts for part in self.sheet.face.wrapped(text, small, width)]
         for place, text in enumerate(lines):
             y = top + height + (1 + LEADING * place) * small
-            self.canvas.add(Text(middle, y, text, small, GREY, "middle"))
+            self.sheet.text(middle, y, text, small, GREY, "center")
         return top + height + (LEADING * len(lines) + 0.2 * bool(lines)) * small
 
 
 def shown(label: Any) -> str:
     """Return a label as it is to be drawn."""
     return visible(str(label))
-
-
-def framed(pixels: Pixels, box: tuple[float, float, float, float], smooth: bool) -> tuple[Picture, Rectangle]:
-    """Return pixels in the middle of a box, as large as fits, and a thin line around them."""
-    x, y, width, height = box
-    scale = min(width / pixels.shape[1], height / pixels.shape[0])
-    across, down = pixels.shape[1] * scale, pixels.shape[0] * scale
-    place = (x + (width - across) / 2, y + (height - down) / 2, across, down)
-    return Picture(*place, pixels, smooth), Rectangle(*place, line=LIGHT)
 
 
 # ---- what comes in

@@ -9,19 +9,20 @@ from __future__ import annotations
 
 import os
 import sys
+import unicodedata
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from zennit.cmap import ColorMap
 
-from .canvas import GREY, INK, Canvas, Color, Fonts, Rectangle, Text, ink_on, is_right_to_left
 from .figure import (
     CMAP,
     MARGIN,
     MIDDLE,
+    NARROWEST,
     SIZE,
     WIDTH,
     Array,
@@ -36,10 +37,19 @@ from .figure import (
     with_scale,
     with_title,
 )
+from .ink import GREY, Color, Fonts, ink_on
+from .spans import element, scale, span
 from .words import clean_tokens, is_special, merge, visible, word_starts
 
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+    from .cells import Cell
+    from .sheet import Face
+
 # lengths in units of the size of the text
-CELL, PAD, SEAM, SPACE, THINNEST, SMALLEST = 1.55, 0.22, 0.02, 0.15, 0.5, 0.75
+CELL, PAD, SEAM, SPACE, THINNEST, SMALLEST, SCALE = 1.55, 0.22, 0.02, 0.15, 0.5, 0.75, 26.0
 
 
 class TokenHeatmap(Heatmap):
@@ -56,16 +66,32 @@ class TokenHeatmap(Heatmap):
     """
 
     def __init__(
-        self,
-        canvas: Canvas,
-        title: str,
-        words: list[str],
-        relevance: dict[str, Array],
-        limits: list[float],
-        paint: Paint,
+        self, figure: Figure, texts: list[str], title: str, words: list[str], limits: list[float], drawing: TokenRows
     ) -> None:
-        super().__init__(canvas, title)
-        self.words, self.relevance, self.limits, self.paint = words, relevance, limits, paint
+        super().__init__(figure, drawing.face, texts, title, f"{len(words)} tokens, {len(drawing.rows)} rows")
+        self.words, self.relevance, self.limits, self.paint = words, drawing.rows, limits, drawing.paint
+        self.drawing = drawing
+
+    def plot(self, ax: Axes) -> Axes:
+        """Draw the words on axes of matplotlib, in lines as wide as these are when they are drawn.
+
+        Parameters
+        ----------
+        ax : matplotlib.axes.Axes
+            The axes, which lose their frame.
+
+        Returns
+        -------
+        matplotlib.axes.Axes
+            The same axes.
+        """
+        from .cells import Words
+
+        Words(ax, self.face, self.drawing.lay)
+        return ax
+
+    def _repr_html_(self) -> str:
+        return self.drawing.html(self.title)
 
     def ansi(self) -> str:
         """Return the text in the colours of a terminal (24 bit), plain if the environment has ``NO_COLOR``."""
@@ -73,9 +99,6 @@ class TokenHeatmap(Heatmap):
 
     def __str__(self) -> str:
         return self.text("NO_COLOR" not in os.environ and sys.stdout.isatty())
-
-    def __repr__(self) -> str:
-        return f"<TokenHeatmap of {len(self.words)} tokens, {len(self.relevance)} rows>"
 
     def text(self, colored: bool) -> str:
         """Return a line or more for each row, and the scale."""
@@ -138,7 +161,7 @@ def tokens(
     title : str
         Stands above.
     cmap : str or zennit.cmap.ColorMap
-        One of zennit's colour maps, or its source code.
+        One of zennit's colour maps, or its source code, or the name of one of matplotlib's.
     level : float
         Contrast of the colours, as in :func:`zennit.image.imgify`.
     width, size : float
@@ -149,7 +172,7 @@ def tokens(
     Returns
     -------
     TokenHeatmap
-        Has ``save``, ``image`` and ``ansi``.
+        Has ``save``, ``image``, ``figure``, ``plot`` and ``ansi``.
 
     Raises
     ------
@@ -165,6 +188,8 @@ def tokens(
     >>> picture.image(dpi=300).width
     2000
     """
+    from .cells import Words
+
     words = clean_tokens(tokens, tokenizer)
     rows = checked_rows(relevance, len(words))
     if whole_words:
@@ -172,16 +197,19 @@ def tokens(
         rows = dict(zip(rows, merged, strict=True))
     limits = limits_of(list(rows.values()), skip_first, vmax, shared)
     labels = [label if shared else f"{label} ±{limit:.3g}".strip() for label, limit in zip(rows, limits, strict=True)]
-    shown = [visible(word) for word in words]
     written = [amounts(values, limit) for values, limit in zip(rows.values(), limits, strict=True)] if numbers else []
     title = visible(title)
-    canvas = page(width, size, font, [*shown, *labels, title])
-    paint = Paint(cmap, level)
-    drawing = TokenRows(canvas, size, paint, words, shown, written)
-    top = drawing.draw(labels, list(rows.values()), limits, title)
-    note = note_of(list(rows.values()), drawing.beyond)
-    with_scale(canvas, top, size, paint, (-limits[0], limits[0]) if shared else None, note)
-    return TokenHeatmap(canvas, title, words, rows, limits, paint)
+    sheet = page(width, size, font)
+    drawing = TokenRows(sheet.face, size, Paint(cmap, level), words, rows, labels, limits, written, shared)
+    sheet.width = max(width, drawing.narrowest() + 2 * MARGIN, NARROWEST * size + 2 * MARGIN)
+    top, room = with_title(sheet, title, size), sheet.width - 2 * MARGIN
+    cells, height = drawing.lay(room)
+    Words(sheet.axes(MARGIN, top, room, height), sheet.face, drawing.lay)
+    sheet.texts.extend([*drawing.shown, *labels])
+    right = MARGIN + max(cell.x + cell.width for cell in cells)
+    sides = MARGIN, max(right, min(MARGIN + SCALE * size, sheet.width - MARGIN))
+    with_scale(sheet, sides, top + height, size, drawing.paint, drawing.ends, drawing.note)
+    return TokenHeatmap(sheet.figure, sheet.texts, title, words, limits, drawing)
 
 
 def checked_rows(relevance: Any, count: int) -> dict[str, Array]:
@@ -226,23 +254,42 @@ class TokenRows:
 
     Attributes
     ----------
-    beyond : list of float
-        Relevance that is beyond the scale.
+    note : str
+        What has to be known of the colours.
+    ends : tuple of float, optional
+        Relevance of the outermost colours, none if rows have their own.
     """
 
     def __init__(
-        self, canvas: Canvas, size: float, paint: Paint, words: list[str], shown: list[str], written: list[list[str]]
+        self,
+        face: Face,
+        size: float,
+        paint: Paint,
+        words: list[str],
+        rows: dict[str, Array],
+        labels: list[str],
+        limits: list[float],
+        written: list[list[str]],
+        shared: bool,
     ) -> None:
-        self.canvas, self.size, self.paint = canvas, size, paint
-        self.words, self.shown, self.written = words, shown, written
-        self.beyond, self.backwards = list[float](), is_backwards(words)
+        self.face, self.size, self.paint, self.words, self.rows = face, size, paint, words, rows
+        self.labels, self.limits, self.written = labels, limits, written
+        self.shown, self.backwards = [visible(word) for word in words], is_backwards(words)
+        self.ends = (-limits[0], limits[0]) if shared else None
+        pairs = list(zip(rows.values(), limits, strict=True))
+        self.colors = [[tuple(each) for each in paint(values, -top, top).tolist()] for values, top in pairs]
+        beyond = [float(value) for values, top in pairs for value in values if abs(value) > top]
+        self.note = note_of(list(rows.values()), beyond)
         # room before and after each word; there is hardly any inside of a word
         starts = {*word_starts(words), len(words)}
         self.pads = list(pairwise((PAD if index in starts else SEAM) * size for index in range(len(words) + 1)))
+        indent = max(face.length(label, size) for label in labels)
+        self.left = indent + (0.8 * size if indent else 0)
+        self.widths = self.measured()
 
-    def widths(self) -> list[float]:
+    def measured(self) -> list[float]:
         """Return the width of each box, which has to hold its word, and its number in each row."""
-        size, length = self.size, self.canvas.face.length
+        size, length = self.size, self.face.length
         widths = [max(length(word, size), 0.0 if word else THINNEST * size) for word in self.shown]
         for row in self.written:
             # numbers have to be told from their neighbours
@@ -250,42 +297,81 @@ class TokenRows:
             widths = [max(pair) for pair in zip(widths, inner, strict=True)]
         return [width + sum(pad) for width, pad in zip(widths, self.pads, strict=True)]
 
-    def draw(self, labels: list[str], rows: list[Array], limits: list[float], title: str) -> float:
-        """Draw everything but the scale, and return where it ends."""
-        size, canvas = self.size, self.canvas
-        indent = max(canvas.face.length(label, size) for label in labels)
-        left = MARGIN + indent + (0.8 * size if indent else 0)
-        widths = self.widths()
-        room = max([canvas.width - MARGIN - left, *widths])
-        canvas.width = left + room + MARGIN
-        top = with_title(canvas, title, size)
-        height = (CELL + 0.85 * bool(self.written)) * size
-        for line in arrange(self.words, widths, room, SPACE * size):
-            for row, label in enumerate(labels):
-                if label:
-                    canvas.add(Text(left - 0.8 * size, top + (CELL / 2 + MIDDLE) * size, label, size, GREY, "end"))
-                for index, x in line:
-                    x = left + (room - x - widths[index] if self.backwards else x)
-                    self.cell(index, row, rows[row][index], limits[row], (x, top, widths[index], height))
-                top += height
-            top += (0.6 if len(rows) > 1 else 0.3) * size
-        return top
+    def narrowest(self) -> float:
+        """Return the width that the labels and the longest word need."""
+        return self.left + max(self.widths)
 
-    def cell(self, index: int, row: int, value: float, limit: float, box: tuple[float, float, float, float]) -> None:
-        """Draw a word in its box."""
-        size, (x, y, width, _) = self.size, box
-        color = tuple(self.paint(np.array([value]), -limit, limit)[0].tolist())
-        is_beyond = abs(value) > limit
-        self.canvas.add(
-            Rectangle(*box, color, INK if is_beyond else None, 0.12 * size, f"{self.shown[index]} {value:+.6g}")
-        )
-        if is_beyond:
-            self.beyond.append(float(value))
+    def lay(self, width: float) -> tuple[list[Cell], float]:
+        """Return all boxes in lines of a width, in points, and how high they are."""
+        from .cells import Cell
+
+        size, top, cells = self.size, 0.0, list[Cell]()
+        room = max(width, self.narrowest()) - self.left
+        height = (CELL + 0.85 * bool(self.written)) * size
+        for line in arrange(self.words, self.widths, room, SPACE * size):
+            for row, label in enumerate(self.labels):
+                if label:
+                    long, base = self.face.length(label, size), top + (CELL / 2 + MIDDLE) * size
+                    x = self.left - 0.8 * size - long
+                    cells.append(Cell(x, top, long, height, None, 0, "", ((label, x + long / 2, base, size, GREY),)))
+                for index, x in line:
+                    x = self.left + (room - x - self.widths[index] if self.backwards else x)
+                    cells.append(self.cell(index, row, (x, top, self.widths[index], height)))
+                top += height
+            top += (0.6 if len(self.rows) > 1 else 0.3) * size
+        return cells, top
+
+    def note_at(self, index: int, row: int) -> str:
+        """Say what a word's relevance is."""
+        return f"{self.shown[index]} {list(self.rows.values())[row][index]:+.6g}"
+
+    def is_beyond(self, index: int, row: int) -> bool:
+        """Tell whether a word's relevance is beyond the scale."""
+        return bool(abs(list(self.rows.values())[row][index]) > self.limits[row])
+
+    def cell(self, index: int, row: int, box: tuple[float, float, float, float]) -> Cell:
+        """Return the box of a word."""
+        from .cells import Cell
+
+        size, (x, y, width, _), color = self.size, box, self.colors[row][index]
         before, after = self.pads[index][:: -1 if self.backwards else 1]
         middle, base, ink = x + (width + before - after) / 2, y + (CELL / 2 + MIDDLE) * size, ink_on(color)
-        self.canvas.add(Text(middle, base, self.shown[index], size, ink, "middle"))
+        texts = [(self.shown[index], middle, base, size, ink)]
         if self.written:
-            self.canvas.add(Text(middle, base + 0.95 * size, self.written[row][index], SMALLEST * size, ink, "middle"))
+            texts.append((self.written[row][index], middle, base + 0.95 * size, SMALLEST * size, ink))
+        line = 0.12 * size * self.is_beyond(index, row)
+        return Cell(*box, color, line, self.note_at(index, row), tuple(texts))
+
+    def html(self, title: str) -> str:
+        """Return the words as HTML, which breaks lines as the reader's window is wide."""
+        parts = [element("h3", title)] if title else []
+        for row, label in enumerate(self.labels):
+            head = element("small", label) + " " if label else ""
+            body = "".join(
+                " " * word[:1].isspace()
+                + span(
+                    self.shown[index],
+                    self.colors[row][index],
+                    self.note_at(index, row),
+                    self.written[row][index] if self.written else "",
+                    self.is_beyond(index, row),
+                )
+                + "<br>" * word.endswith("\n")
+                for index, word in enumerate(self.words)
+            )
+            parts.append(f'<p dir="{"rtl" if self.backwards else "ltr"}">{head}{body}</p>')
+        names = ("-max", "+max") if self.ends is None else (amount(self.ends[0]), amount(self.ends[1]))
+        shades = self.paint(np.linspace(-1, 1, 9), -1, 1).tolist()
+        parts.append(f"<p>{scale(names, [tuple(shade) for shade in shades])}</p>")
+        if self.note:
+            parts.append(f"<p>{element('small', self.note)}</p>")
+        style = "font-family:system-ui,sans-serif;line-height:1.8;overflow-wrap:anywhere"
+        return f'<div style="{style}">{"".join(parts)}</div>'
+
+
+def is_right_to_left(letter: str) -> bool:
+    """Tell whether a letter is Hebrew, Arabic or the like."""
+    return unicodedata.bidirectional(letter) in ("R", "AL")
 
 
 def is_backwards(words: Sequence[str]) -> bool:

@@ -4,20 +4,20 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from zennit.cmap import ColorMap
 
-from .canvas import GREY, LIGHT, Canvas, Fonts, Picture, Pixels, Rectangle, Text
 from .figure import (
     CMAP,
+    LARGE,
     LEADING,
     MARGIN,
-    MIDDLE,
     NARROWEST,
     SIZE,
     SMALL,
     WIDTH,
+    Array,
     Heatmap,
     Paint,
     as_array,
@@ -27,10 +27,17 @@ from .figure import (
     with_scale,
     with_title,
 )
+from .ink import GREY, INK, Fonts, hexadecimal
 from .words import visible
 
-# in units of the size of the text: width of all columns at least, of one at most, and height of a row
-LEAST, COLUMN, ROW = 10.0, 3.2, 1.35
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+    from .sheet import Face
+
+# in units of the size of the text: width of all columns at least, of one at most, height of a row,
+# and of columns that have the scale below themselves
+LEAST, COLUMN, ROW, SCALE = 10.0, 3.2, 1.35, 20.0
 # of more rows not each has a label
 MOST_LABELS = 60
 
@@ -49,6 +56,7 @@ def trace(
     width: float = WIDTH,
     size: float = SIZE,
     font: Fonts = None,
+    ax: Axes | None = None,
 ) -> Heatmap:
     """Draw relevance on two axes: tokens and layers, or layers and heads.
 
@@ -64,6 +72,8 @@ def trace(
         Relevance of the strongest colours; by default the largest absolute relevance.
     title, cmap, level, width, size, font
         As in :func:`zennit_attn.heatmap.tokens`.
+    ax : matplotlib.axes.Axes, optional
+        Draw on these axes, without a scale: ``fig.colorbar(ax.images[0])`` draws one.
 
     Returns
     -------
@@ -88,12 +98,33 @@ def trace(
         raise ValueError(f"got relevance of shape {values.shape}, expected (rows, columns): sum over other axes")
     names = [axis_labels("rows", rows, values.shape[0]), axis_labels("columns", columns, values.shape[1])]
     title, row_title, column_title = map(visible, (title, row_title, column_title))
-    canvas = page(width, size, font, [*names[0], *names[1], title, row_title, column_title])
-    limit = limit_of(values, vmax)
-    paint = Paint(cmap, level)
-    top = draw_axes(canvas, paint(values, -limit, limit), names, (row_title, column_title), title, size)
-    with_scale(canvas, top, size, paint, (-limit, limit), note_on(values, -limit, limit))
-    return Heatmap(canvas, title)
+    limit, paint = limit_of(values, vmax), Paint(cmap, level)
+    sheet = page(width, size, font)
+    face, what = sheet.face, f"{values.shape[0]} rows, {values.shape[1]} columns"
+    texts = [*names[0], *names[1], title, row_title, column_title]
+    if ax is not None:
+        from .sheet import figure_of
+
+        unit = 72 / figure_of(ax).dpi
+        box = ax.bbox.width * unit, ax.bbox.height * unit
+        draw_cells(ax, face, values, paint, limit, names, (row_title, column_title), size, box)
+        if title:
+            ax.set_title(face.drawable(title), fontproperties=face.sized(LARGE * size), parse_math=False)
+        return Heatmap(figure_of(ax), face, texts, title, what)
+    left = MARGIN + widest(face, names[0], size) + (0.5 + 1.8 * bool(row_title)) * size
+    across = min(max(sheet.width - MARGIN - left, LEAST * size), COLUMN * size * values.shape[1])
+    down = size * min(ROW * values.shape[0], ROW * MOST_LABELS)
+    sheet.width = left + max(across, NARROWEST * size) + MARGIN
+    top = with_title(sheet, title, size)
+    axes = sheet.axes(left, top, across, down)
+    draw_cells(axes, face, values, paint, limit, names, (row_title, column_title), size, (across, down))
+    upright = is_upright(face, names[1], size, across)
+    bottom = top + down + 0.7 * size + (widest(face, names[1], size) if upright else SMALL * size)
+    bottom += (1.7 * bool(column_title) + 0.6) * size
+    sheet.texts.extend(texts)
+    sides = (left if across >= SCALE * size else MARGIN, left + max(across, NARROWEST * size))
+    with_scale(sheet, sides, bottom, size, paint, (-limit, limit), note_on(values, -limit, limit))
+    return Heatmap(sheet.figure, face, sheet.texts, title, what)
 
 
 def axis_labels(name: str, labels: Sequence[Any] | None, count: int) -> list[str]:
@@ -104,54 +135,53 @@ def axis_labels(name: str, labels: Sequence[Any] | None, count: int) -> list[str
     return texts
 
 
-def draw_axes(
-    canvas: Canvas, colors: Pixels, names: list[list[str]], titles: tuple[str, str], title: str, size: float
-) -> float:
-    """Draw a picture of cells with its axes and the title, and return where they end."""
-    rows, columns = colors.shape[:2]
-    indent = widest(canvas, names[0], size) + (0.5 + 1.6 * bool(titles[0])) * size
-    left = MARGIN + indent
-    width = min(max(canvas.width - MARGIN - left, LEAST * size), COLUMN * size * columns)
-    height = size * min(ROW * rows, ROW * MOST_LABELS)
-    canvas.width = max(left + width + MARGIN, NARROWEST * size)
-    top = with_title(canvas, title, size)
-    canvas.add(Picture(left, top, width, height, colors), Rectangle(left, top, width, height, line=LIGHT))
-    label_rows(canvas, names[0], size, (left, top, height))
-    bottom = label_columns(canvas, names[1], size, (left, top + height, width))
-    if titles[0]:
-        canvas.add(Text(MARGIN + size, top + height / 2, titles[0], size, anchor="middle", upright=True))
-    if titles[1]:
-        bottom += 1.3 * size
-        canvas.add(Text(left + width / 2, bottom, titles[1], size, anchor="middle"))
-    return bottom + 0.6 * size
+def draw_cells(
+    axes: Axes,
+    face: Face,
+    values: Array,
+    paint: Paint,
+    limit: float,
+    names: list[list[str]],
+    titles: tuple[str, str],
+    size: float,
+    box: tuple[float, float],
+) -> None:
+    """Draw cells on axes of a width and height, with as many labels as have room."""
+    from matplotlib.colors import Normalize
+
+    from .sheet import frame
+
+    # relevance of zero alone has the middle colour, which a scale of no width has not
+    ends = Normalize(-(limit or 1.0), limit or 1.0)
+    axes.imshow(values, cmap=paint.table(), norm=ends, aspect="auto", interpolation="nearest")
+    frame(axes)
+    small, upright = SMALL * size, is_upright(face, names[1], size, box[0])
+    longest = max(face.length(text, small) for text in names[1])
+    needed = (LEADING * small, LEADING * small if upright else longest + 0.5 * size)
+    for axis, labels, room, side in (
+        (axes.yaxis, names[0], needed[0], box[1]),
+        (axes.xaxis, names[1], needed[1], box[0]),
+    ):
+        places = range(0, len(labels), math.ceil(room / (side / len(labels)) - 1e-9))
+        texts = [face.drawable(labels[place]) for place in places]
+        axis.set_ticks(list(places), texts, fontproperties=face.sized(small), color=hexadecimal(INK), parse_math=False)
+        axis.set_tick_params(length=0.3 * size, width=0.5, pad=0.2 * size, color=hexadecimal(GREY))
+    axes.tick_params("x", rotation=90 if upright else 0)
+    style: dict[str, Any] = {
+        "fontproperties": face.sized(size),
+        "color": hexadecimal(INK),
+        "parse_math": False,
+        "labelpad": 0.3 * size,
+    }
+    axes.set_ylabel(face.drawable(titles[0]), **style)
+    axes.set_xlabel(face.drawable(titles[1]), **style)
 
 
-def widest(canvas: Canvas, labels: list[str], size: float) -> float:
+def is_upright(face: Face, labels: list[str], size: float, width: float) -> bool:
+    """Tell whether labels of columns are turned, so that more of them have room: whether they are long."""
+    return widest(face, labels, size) > max(width / len(labels) - 0.3 * size, 2.2 * size)
+
+
+def widest(face: Face, labels: list[str], size: float) -> float:
     """Return the width of the widest label."""
-    return max(canvas.face.length(text, SMALL * size) for text in labels)
-
-
-def label_rows(canvas: Canvas, labels: list[str], size: float, place: tuple[float, float, float]) -> None:
-    """Write as many labels as have room left of rows, which have a left edge, a top and a height."""
-    (left, top, height), small = place, SMALL * size
-    cell = height / len(labels)
-    for index in range(0, len(labels), math.ceil(LEADING * small / cell)):
-        y = top + (index + 0.5) * cell
-        canvas.add(Text(left - 0.5 * size, y + MIDDLE * small, labels[index], small, anchor="end"))
-        canvas.add(Rectangle(left - 0.3 * size, y - 0.25, 0.3 * size, 0.5, GREY))
-
-
-def label_columns(canvas: Canvas, labels: list[str], size: float, place: tuple[float, float, float]) -> float:
-    """Write as many labels as have room below columns, which have a left edge, a top and a width; return their end."""
-    (left, top, width), small = place, SMALL * size
-    cell, longest = width / len(labels), widest(canvas, labels, size)
-    # long labels are turned, so that more of them have room
-    upright = longest > max(cell - 0.3 * size, 2.2 * size)
-    for index in range(0, len(labels), math.ceil((LEADING * small if upright else longest + 0.5 * size) / cell)):
-        x = left + (index + 0.5) * cell
-        canvas.add(Rectangle(x - 0.25, top, 0.5, 0.3 * size, GREY))
-        if upright:
-            canvas.add(Text(x + MIDDLE * small, top + 0.5 * size, labels[index], small, anchor="end", upright=True))
-        else:
-            canvas.add(Text(x, top + 0.4 * size + small, labels[index], small, anchor="middle"))
-    return top + 0.6 * size + (longest if upright else small)
+    return max(face.length(text, SMALL * size) for text in labels)

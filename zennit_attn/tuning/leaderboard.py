@@ -104,7 +104,7 @@ def written(study: Study, default: Trial, trials: list[Trial], folder: Path) -> 
         [trial.score for trial in trials],
         default.score,
         f"{study.score} of {len(study.tune)} samples to tune on",
-    ).save(folder / SCATTER, "Score against parameters", 200)
+    ).save(folder / SCATTER, 200)
     contact_sheet(study, result, before, after).save(folder / CONTACT_SHEET, 200)
     text = to_toml(composite, study.name) + "\n".join(table("[made_with.tuning]", provenance(study, result))) + "\n"
     (folder / WINNER).write_text(text, encoding="utf-8")

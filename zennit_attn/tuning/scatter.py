@@ -1,22 +1,28 @@
 """Scatter: the score of every trial of a search against each of its parameters, as one picture.
 
-A trial is a dash in each panel, the best one is red, and a line across is the score of the default.
+A trial is a dot in each panel, the best one is red and larger, and a line across is the score of the default.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from ..heatmap.canvas import GREY, INK, LIGHT, Canvas, Color, Rectangle, Text
-from ..heatmap.figure import LEADING, MARGIN, MIDDLE, SIZE, SMALL, WIDTH, page, with_title
-from ..heatmap.traces import label_columns
+from ..heatmap import Heatmap
+from ..heatmap.figure import LEADING, MARGIN, SIZE, SMALL, WIDTH, page, with_title
+from ..heatmap.ink import GREY, INK, hexadecimal
 from .space import Axis
 
+# matplotlib takes time to import: it is imported at the first picture
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+    from ..heatmap.sheet import Face
+
 BLUE, RED = (67, 147, 195), (178, 24, 43)
-# in points: height of a panel, distance of panels, and size of a dash
-HEIGHT, GAP, DASH, THICK = 120.0, 14.0, 9.0, 1.6
+# in points: height of a panel, and distance of panels
+HEIGHT, GAP = 120.0, 30.0
 ACROSS = 3
 
 
@@ -27,7 +33,7 @@ def scatter(
     default: float,
     title: str = "",
     size: float = SIZE,
-) -> Canvas:
+) -> Heatmap:
     """Draw scores against parameters.
 
     Parameters
@@ -47,26 +53,40 @@ def scatter(
 
     Returns
     -------
-    zennit_attn.heatmap.canvas.Canvas
+    zennit_attn.heatmap.Heatmap
         Has ``save`` and ``image``.
     """
     ticks = ticks_of([*scores, default])
     labels = [f"{tick:.4g}" for tick in ticks]
-    canvas = page(WIDTH, size, None, [title, "default best", *labels, *(axis.name for axis in axes)])
-    indent = max(canvas.face.length(label, SMALL * size) for label in labels) + 0.6 * size
+    sheet = page(WIDTH, size, None)
+    face = sheet.face
+    indent = max(face.length(label, SMALL * size) for label in labels) + 0.8 * size
     count = min(ACROSS, len(axes))
-    width = (canvas.width - 2 * MARGIN - indent - GAP * (count - 1)) / count
-    top = with_legend(canvas, with_title(canvas, title, size), size)
+    width = (sheet.width - 2 * MARGIN - indent - GAP * (count - 1)) / count
+    top = with_title(sheet, title, size)
+    legend = top + 0.6 * size
+    top += 1.8 * size
     for start in range(0, len(axes), count):
-        bottoms = []
-        for column, axis in enumerate(axes[start : start + count]):
-            box = (MARGIN + indent + column * (width + GAP), top, width, HEIGHT)
+        row = axes[start : start + count]
+        names = ["\n".join(face.wrapped(axis.name, size, width)) for axis in row]
+        for column, (axis, name) in enumerate(zip(row, names, strict=True)):
+            panel = sheet.axes(MARGIN + indent + column * (width + GAP), top, width, HEIGHT)
             values = [choice[axis.name] for choice in parameters]
-            draw_panel(canvas, box, axis, list(zip(values, scores, strict=True)), default, (ticks[0], ticks[-1]))
-            bottoms.append(label_panel(canvas, box, axis, labels if column == 0 else [], size))
-        top = max(bottoms) + 0.8 * size
-    canvas.height = top + MARGIN - 0.8 * size
-    return canvas
+            draw_panel(panel, face, axis, values, scores, default, size)
+            panel.set_ylim(ticks[0], ticks[-1])
+            panel.set_yticks(
+                ticks, labels if column == 0 else [""] * len(ticks), fontproperties=face.sized(SMALL * size)
+            )
+            panel.set_xlabel(name, fontproperties=face.sized(size), parse_math=False)
+        top += HEIGHT + (0.8 + 2 * LEADING + LEADING * max(name.count("\n") + 1 for name in names)) * size
+    figure = sheet.done(top)
+    marks, texts = sheet.boxes[0][0].get_legend_handles_labels()
+    where = (MARGIN / sheet.width, 1 - legend / top)
+    style: dict[str, Any] = {"frameon": False, "borderaxespad": 0, "borderpad": 0, "labelcolor": hexadecimal(GREY)}
+    figure.legend(
+        marks, texts, loc="center left", bbox_to_anchor=where, ncols=3, prop=face.sized(SMALL * size), **style
+    )
+    return Heatmap(figure, face, [title], title, f"{len(scores)} trials, {len(axes)} parameters")
 
 
 def ticks_of(values: Sequence[float]) -> list[float]:
@@ -93,72 +113,37 @@ def steps_from(least: float) -> list[float]:
     return [factor * power for factor in (1, 2, 5, 10, 20, 50)]
 
 
-def with_legend(canvas: Canvas, top: float, size: float) -> float:
-    """Say what the marks are, and return where that ends."""
-    small, x = SMALL * size, MARGIN
-    base = top + small
-    for color, thick, text in ((BLUE, THICK, "a trial"), (RED, THICK, "the best trial"), (INK, 0.7, "the default")):
-        canvas.add(Rectangle(x, base - MIDDLE * small - thick / 2, DASH, thick, color))
-        canvas.add(Text(x + DASH + 0.4 * small, base, text, small, GREY))
-        x += DASH + 2 * small + canvas.face.length(text, small)
-    return base + size
-
-
-def place_of(axis: Axis, value: Any) -> float:
-    """Return where a value is on an axis, from 0 to 1."""
-    if axis.values:
-        return (axis.values.index(value) + 0.5) / len(axis.values)
-    low, high, here = (math.log(each) if axis.log else each for each in (axis.low, axis.high, value))
-    return float((here - low) / (high - low))
-
-
 def draw_panel(
-    canvas: Canvas,
-    box: tuple[float, float, float, float],
-    axis: Axis,
-    points: list[tuple[Any, float]],
-    default: float,
-    ends: tuple[float, float],
+    panel: Axes, face: Face, axis: Axis, values: list[Any], scores: Sequence[float], default: float, size: float
 ) -> None:
-    """Draw the frame and the marks of a parameter, given values with scores."""
-    x, y, width, height = box
-    canvas.add(Rectangle(*box, line=LIGHT))
+    """Draw the trials over a parameter."""
+    from ..heatmap.sheet import frame
 
-    def level(score: float) -> float:
-        return y + height * (ends[1] - score) / (ends[1] - ends[0])
-
-    def dash(value: Any, score: float, color: Color) -> None:
-        # dashes stay inside of the frame
-        left = min(max(x + place_of(axis, value) * width - DASH / 2, x), x + width - DASH)
-        canvas.add(Rectangle(left, level(score) - THICK / 2, DASH, THICK, color, note=f"{value} {score:.6g}"))
-
-    canvas.add(Rectangle(x, level(default) - 0.35, width, 0.7, INK))
-    for value, score in points:
-        dash(value, score, BLUE)
-    if points:
-        dash(*max(points, key=lambda point: point[1]), RED)
-
-
-def label_panel(
-    canvas: Canvas, box: tuple[float, float, float, float], axis: Axis, ticks: list[str], size: float
-) -> float:
-    """Write the ticks and the name of a panel, and return where they end."""
-    (x, y, width, height), small = box, SMALL * size
-    for index, tick in enumerate(ticks):
-        level = y + height * (1 - index / (len(ticks) - 1))
-        canvas.add(Rectangle(x - 0.3 * size, level - 0.25, 0.3 * size, 0.5, GREY))
-        canvas.add(Text(x - 0.5 * size, level + MIDDLE * small, tick, small, GREY, "end"))
+    frame(panel)
+    small = face.sized(SMALL * size)
+    panel.tick_params(color=hexadecimal(GREY), width=0.5, length=0.3 * size, which="both")
     if axis.values:
-        bottom = label_columns(canvas, [f"{value}" for value in axis.values], size, (x, y + height, width))
+        places = [float(axis.values.index(value)) for value in values]
+        panel.set_xticks(range(len(axis.values)), [str(value) for value in axis.values], parse_math=False)
+        panel.set_xlim(-0.5, len(axis.values) - 0.5)
     else:
-        bottom = y + height + 0.6 * size + small
-        base = y + height + 0.4 * size + small
-        canvas.add(
-            Text(x, base, f"{axis.low:.3g}", small), Text(x + width, base, f"{axis.high:.3g}", small, anchor="end")
-        )
-        if axis.log:
-            canvas.add(Text(x + width / 2, base, "logarithmic", small, GREY, "middle"))
-    lines = canvas.face.wrapped(axis.name, size, width)
-    for place, line in enumerate(lines):
-        canvas.add(Text(x + width / 2, bottom + (1 + LEADING * place) * size, line, size, anchor="middle"))
-    return bottom + (LEADING * len(lines) + 0.2) * size
+        places = [float(value) for value in values]
+        panel.set_xscale("log" if axis.log else "linear")
+        panel.set_xlim(axis.low, axis.high)
+        if not axis.log:
+            panel.locator_params(axis="x", nbins=4)
+    for label in panel.get_xticklabels():
+        label.set_fontproperties(small)
+    style: dict[str, Any] = {
+        "linestyle": "none",
+        "marker": "o",
+        "markeredgecolor": "white",
+        "markeredgewidth": 0.4,
+        "clip_on": False,
+    }
+    panel.plot(places, scores, color=hexadecimal(BLUE), markersize=4, label="a trial", zorder=3, **style)
+    best = max(range(len(scores)), key=lambda index: scores[index], default=None)
+    if best is not None:
+        chosen = [places[best]], [scores[best]]
+        panel.plot(*chosen, color=hexadecimal(RED), markersize=6, label="the best trial", zorder=4, **style)
+    panel.axhline(default, color=hexadecimal(INK), linewidth=0.7, label="the default")
