@@ -24,7 +24,7 @@ from zennit_attn.tuning import read_study
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
 FENCE = re.compile(
-    r"^(?:<!-- not run: (?P<reason>.+) -->\n)?```(?P<kind>\S*)\n(?P<text>.*?)^```$", re.DOTALL | re.MULTILINE
+    r"^(?:<!-- not run: (?P<reason>[^\n]+) -->\n)?```(?P<kind>\S*)\n(?P<text>.*?)^```$", re.DOTALL | re.MULTILINE
 )
 #: What would take minutes is done a few times.
 SHORTER = {"n_trials=20": "n_trials=2"}
