@@ -1,6 +1,7 @@
 """Heatmaps: what they read, what they draw, and what their files hold."""
 
 import re
+import subprocess
 import sys
 from dataclasses import replace
 from html.parser import HTMLParser
@@ -475,9 +476,14 @@ def test_a_heatmap_says_what_it_is():
     assert repr(heatmap.tokens(["a", "b"], [1, 2])).startswith("<TokenHeatmap of 2 tokens, 1 rows, ")
 
 
+def test_matplotlib_is_imported_at_the_first_picture():
+    code = "import sys, zennit_attn.heatmap; assert 'matplotlib' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
+
+
 def test_settings_of_the_process_do_not_count():
     expected = heatmap.trace(np.eye(3)).image(50)
-    with matplotlib.rc_context({"axes.facecolor": "black", "savefig.facecolor": "red", "text.usetex": False}):
+    with matplotlib.rc_context({"figure.facecolor": "red", "savefig.facecolor": "red", "xtick.bottom": False}):
         assert heatmap.trace(np.eye(3)).image(50) == expected
 
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,6 +27,8 @@ if TYPE_CHECKING:
     from .sheet import Face, Sheet
 
 Array = NDArray[np.float64]
+P = ParamSpec("P")
+T = TypeVar("T")
 
 # blue, white, red (RdBu of ColorBrewer, which the colour-blind can read), exactly white and symmetric about zero
 CMAP = "2166ac,3f:92c5de,7f:fff,80:fff,c0:f4a582,b2182b"
@@ -113,6 +116,19 @@ class Heatmap:
 
         svg = sheet.written(self.figure, "svg").decode()
         return svg[svg.index("<svg") :]
+
+
+def drawn(make: Callable[P, T]) -> Callable[P, T]:
+    """Have a function make its figure with matplotlib's own settings, which are read as its parts are made."""
+
+    @functools.wraps(make)
+    def made(*args: P.args, **kwargs: P.kwargs) -> T:
+        from .sheet import settings
+
+        with settings():
+            return make(*args, **kwargs)
+
+    return made
 
 
 class Paint:

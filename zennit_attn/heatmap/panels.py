@@ -25,6 +25,7 @@ from .figure import (
     Paint,
     amount,
     as_array,
+    drawn,
     largest,
     note_on,
     page,
@@ -98,6 +99,7 @@ def imgify(
     return Image.fromarray(painted(values, pixels, ends, Paint(cmap, level), opacity, smooth))
 
 
+@drawn
 def images(
     relevance: Any,
     pictures: Any = None,

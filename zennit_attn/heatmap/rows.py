@@ -31,6 +31,7 @@ from .figure import (
     amount,
     amounts,
     as_array,
+    drawn,
     largest,
     limit_of,
     page,
@@ -120,6 +121,7 @@ def ansi(word: str, color: Color, colored: bool) -> str:
     return space + body + "\n" * word.endswith("\n")
 
 
+@drawn
 def tokens(
     tokens: Sequence[Any],
     relevance: Any,

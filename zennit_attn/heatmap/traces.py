@@ -21,6 +21,7 @@ from .figure import (
     Heatmap,
     Paint,
     as_array,
+    drawn,
     limit_of,
     note_on,
     page,
@@ -42,6 +43,7 @@ LEAST, COLUMN, ROW, SCALE = 10.0, 3.2, 1.35, 20.0
 MOST_LABELS = 60
 
 
+@drawn
 def trace(
     relevance: Any,
     rows: Sequence[Any] | None = None,

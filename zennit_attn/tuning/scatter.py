@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from ..heatmap import Heatmap
-from ..heatmap.figure import LEADING, MARGIN, SIZE, SMALL, WIDTH, page, with_title
+from ..heatmap.figure import LEADING, MARGIN, SIZE, SMALL, WIDTH, drawn, page, with_title
 from ..heatmap.ink import GREY, INK, hexadecimal
 from .space import Axis
 
@@ -26,6 +26,7 @@ HEIGHT, GAP = 120.0, 30.0
 ACROSS = 3
 
 
+@drawn
 def scatter(
     axes: Sequence[Axis],
     parameters: Sequence[Mapping[str, Any]],
