@@ -1,6 +1,7 @@
 """Heatmaps: what they read, what they draw, and what their files hold."""
 
 import re
+import sys
 import warnings
 import zlib
 from html.parser import HTMLParser
@@ -571,3 +572,17 @@ def test_upright_text_is_where_it_should_be():
     # a point is two pixels, of which antialiasing takes one, and letters have room beside them
     assert abs(dark[:, 0].min() - (item.y - length / 2)) < 1.5
     assert abs(dark[:, 0].max() - (item.y + length / 2)) < 1.5
+
+
+def test_what_the_documentation_shows(tmp_path, monkeypatch):
+    text = (ROOT / "docs" / "heatmaps.md").read_text(encoding="utf-8")
+    code = "".join(re.findall(r"```python\n(.*?)```", text, re.DOTALL))
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    exec(code.replace('"docs/', f'"{tmp_path.as_posix()}/'), {})
+    pictures = re.findall(r"\]\((\w+\.png)\)", text)
+    assert len(pictures) == 3
+    for name in pictures:
+        with Image.open(tmp_path / name) as made, Image.open(ROOT / "docs" / name) as shown:
+            # versions of FreeType hint letters in their own way
+            assert made.size == pytest.approx(shown.size, rel=0.02)
