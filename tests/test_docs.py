@@ -157,6 +157,16 @@ def test_there_are_no_other_kinds_of_blocks():
     assert fences == 2 * len(BLOCKS)
 
 
+def test_the_map_of_the_house_has_every_room():
+    text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    rooms = [
+        path for path in (ROOT / "zennit_attn").iterdir() if path.suffix == ".py" or (path / "__init__.py").exists()
+    ]
+    names = {path.name if path.suffix else f"{path.name}/" for path in rooms if not path.name.startswith("_")}
+    assert {"engine/", "targets.py"} < names
+    assert [name for name in sorted(names - {"version.py"}) if f"`{name}`" not in text] == []
+
+
 def test_few_blocks_are_not_run():
     assert len([block for block in BLOCKS if block.reason is not None]) <= 3
 
