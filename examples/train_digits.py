@@ -73,7 +73,6 @@ def main():
     args = options(__doc__, 2000, MODEL_PATH)
     train_data, test_data = load_data()
     model = VisionTransformer(**MODEL_ARGUMENTS)
-    print(f"{sum(parameter.numel() for parameter in model.parameters())} parameters")
     train(model, train_data, args.steps, torch.Generator().manual_seed(args.seed))
     model.eval()
     trained, tested = (accuracy(model, preprocess(data.images), data.labels) for data in (train_data, test_data))

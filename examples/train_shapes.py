@@ -93,7 +93,6 @@ def main():
     """Train, evaluate and save the model."""
     args = options(__doc__, 9000, MODEL_PATH)
     model = VisionTransformer(**MODEL_ARGUMENTS)
-    print(f"{sum(parameter.numel() for parameter in model.parameters())} parameters")
     train(model, args.steps, torch.Generator().manual_seed(args.seed))
     test = load_data("test", TEST_SIZE)
     tested = accuracy(model.eval(), preprocess(test.images), test.labels)

@@ -38,7 +38,7 @@ def options(description, steps, out):
 
 
 def fit(model, loss_of_batch, steps, learning_rate, weight_decay=0.05, max_norm=math.inf, note=lambda: ""):
-    """Train a model by AdamW with one cycle of the learning rate, and print the loss now and then.
+    """Train a model by AdamW with one cycle of the learning rate, and print its size, and the loss now and then.
 
     Parameters
     ----------
@@ -57,6 +57,7 @@ def fit(model, loss_of_batch, steps, learning_rate, weight_decay=0.05, max_norm=
     note : callable, optional
         Returns what is printed after the loss.
     """
+    print(f"{sum(parameter.numel() for parameter in model.parameters())} parameters")
     optimizer = torch.optim.AdamW(model.parameters(), lr=learning_rate, weight_decay=weight_decay)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, learning_rate, total_steps=steps, pct_start=0.1)
     for step in range(1, steps + 1):

@@ -5,6 +5,9 @@ Every score is computed for each sample of a batch. Ties count as their expected
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -32,7 +35,18 @@ def flattened(relevance: Tensor, truth: Tensor, real: Tensor | None = None) -> t
     return relevance.masked_fill(~real, float("-inf")), truth
 
 
-def pointing_game(relevance: Tensor, truth: Tensor, real: Tensor | None = None) -> Tensor:
+def scored(score: Callable[[Tensor, Tensor], Tensor]) -> Callable[..., Tensor]:
+    """Let a score of checked relevance and truth, both ``(batch, features)``, take them as they come."""
+
+    @functools.wraps(score)
+    def run(relevance: Tensor, truth: Tensor, real: Tensor | None = None) -> Tensor:
+        return score(*flattened(relevance, truth, real))
+
+    return run
+
+
+@scored
+def pointing_game(relevance: Tensor, truth: Tensor) -> Tensor:
     """Return whether the largest relevance is on the truth (Zhang et al., 2018).
 
     Parameters
@@ -56,12 +70,12 @@ def pointing_game(relevance: Tensor, truth: Tensor, real: Tensor | None = None) 
     >>> pointing_game(torch.tensor([[0.1, 0.9, 0.0]]), torch.tensor([[0, 1, 0]]))
     tensor([1.])
     """
-    relevance, truth = flattened(relevance, truth, real)
     largest = relevance == relevance.amax(1, keepdim=True)
     return (largest & truth).sum(1) / largest.sum(1)
 
 
-def relevance_mass_accuracy(relevance: Tensor, truth: Tensor, real: Tensor | None = None) -> Tensor:
+@scored
+def relevance_mass_accuracy(relevance: Tensor, truth: Tensor) -> Tensor:
     """Return the share of the positive relevance that is on the truth (Arras et al., 2022).
 
     Parameters
@@ -74,13 +88,13 @@ def relevance_mass_accuracy(relevance: Tensor, truth: Tensor, real: Tensor | Non
     torch.Tensor
         From 0 to 1 for each sample, 0 where no relevance is positive.
     """
-    relevance, truth = flattened(relevance, truth, real)
     gain = relevance.clamp(min=0)
     total = gain.sum(1)
     return torch.where(total > 0, (gain * truth).sum(1) / total.clamp(min=torch.finfo(total.dtype).tiny), 0.0)
 
 
-def relevance_rank_accuracy(relevance: Tensor, truth: Tensor, real: Tensor | None = None) -> Tensor:
+@scored
+def relevance_rank_accuracy(relevance: Tensor, truth: Tensor) -> Tensor:
     """Return the share of the K largest relevances that is on the truth, which has K features (Arras et al., 2022).
 
     Parameters
@@ -94,7 +108,6 @@ def relevance_rank_accuracy(relevance: Tensor, truth: Tensor, real: Tensor | Non
         From 0 to 1 for each sample. Where the K-th largest relevance occurs several times, what is expected if these
         are ranked at random.
     """
-    relevance, truth = flattened(relevance, truth, real)
     size = truth.sum(1, keepdim=True)
     last = relevance.sort(1, descending=True).values.gather(1, size - 1)
     above, tied = relevance > last, relevance == last
@@ -103,7 +116,8 @@ def relevance_rank_accuracy(relevance: Tensor, truth: Tensor, real: Tensor | Non
     return (((above & truth).sum(1, keepdim=True) + expected) / size).squeeze(1)
 
 
-def reciprocal_rank(relevance: Tensor, truth: Tensor, real: Tensor | None = None) -> Tensor:
+@scored
+def reciprocal_rank(relevance: Tensor, truth: Tensor) -> Tensor:
     """Return one over the rank of the first feature of the truth; the mean over samples is the MRR.
 
     Parameters
@@ -116,6 +130,5 @@ def reciprocal_rank(relevance: Tensor, truth: Tensor, real: Tensor | None = None
     torch.Tensor
         From 0 to 1 for each sample. Features of the same relevance that are not of the truth count as half before it.
     """
-    relevance, truth = flattened(relevance, truth, real)
     best = relevance.masked_fill(~truth, float("-inf")).amax(1, keepdim=True)
     return 1 / (1 + (relevance > best).sum(1) + ((relevance == best) & ~truth).sum(1) / 2)

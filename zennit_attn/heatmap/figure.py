@@ -35,6 +35,8 @@ CMAP = "2166ac,3f:92c5de,7f:fff,80:fff,c0:f4a582,b2182b"
 WIDTH, SIZE, MARGIN = 480.0, 10.0, 10.0
 # length of the scale in units of the size of the text
 BAR = 12.0
+# of more numbers, a picture does not print how it is made
+MOST_NUMBERS = 200
 # colours in a table
 ENTRIES = 4097
 # the base line of text in the middle of a cell is lower than the middle by half the height of a capital
@@ -54,12 +56,13 @@ class Heatmap:
         Its title.
     """
 
-    def __init__(self, figure: Figure, face: Face, texts: list[str], title: str, what: str) -> None:
-        self.figure, self.face, self.texts, self.title, self.what = figure, face, texts, title, what
+    def __init__(self, figure: Figure, face: Face, texts: list[str], title: str, what: str, call: str = "") -> None:
+        self.figure, self.face, self.texts, self.title = figure, face, texts, title
+        self.what, self.call = what, call
 
     def __repr__(self) -> str:
         width, height = (72 * self.figure.get_size_inches()).round().astype(int).tolist()
-        return f"<{type(self).__name__} of {self.what}, {width} x {height} points>"
+        return self.call or f"<{type(self).__name__} of {self.what}, {width} x {height} points>"
 
     def image(self, dpi: float = 300) -> Image.Image:
         """Return the picture as a Pillow image.
@@ -180,6 +183,15 @@ def of_matplotlib(name: str, error: Exception) -> Callable[[Array], Array]:
     # more entries than the 256 of matplotlib have one of exactly zero
     found = colormaps[name].resampled(ENTRIES)
     return lambda values: np.asarray(found(values)[..., :3])
+
+
+def call_of(name: str, count: int, *given: Any, **options: Any) -> str:
+    """Return the call that makes a small picture again, as it could be typed in; nothing for more numbers than that."""
+    if count > MOST_NUMBERS:
+        return ""
+    texts = [f"numpy.array({value.tolist()})" if isinstance(value, np.ndarray) else repr(value) for value in given]
+    texts += [f"{key}={value!r}" for key, value in options.items() if value]
+    return f"heatmap.{name}({', '.join(texts)})"
 
 
 def as_array(values: Any, what: str) -> Array:

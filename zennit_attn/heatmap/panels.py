@@ -25,6 +25,7 @@ from .figure import (
     Paint,
     amount,
     as_array,
+    call_of,
     drawn,
     largest,
     note_on,
@@ -181,17 +182,22 @@ def images(
         panels.append((drawn, list(filter(None, [label, "" if shared or values is None else scale]))))
     title, heads, tops = shown(title), list(map(shown, rows or ())), list(map(shown, columns or ()))
     sheet, what = page(width, size, font), f"{len(planes)} image{'s' * (len(planes) > 1)}"
+    call, alike = "", {values.shape for values in known}
+    if len(known) == len(planes) and len(alike) == 1 and not (any(picture is not None for picture in pixels) or labels):
+        # one plane for each image, in an axis of channels
+        stack = np.stack(known)[:, None]
+        call = call_of("images", stack.size, stack, grid=shape, rows=heads, columns=tops, title=title)
     if ax is not None:
         from .sheet import figure_of
 
         draw_on(ax, panels, smooth, title)
-        return Heatmap(figure_of(ax), sheet.face, [title], title, what)
+        return Heatmap(figure_of(ax), sheet.face, [title], title, what, call)
     top = Grid(sheet, panels, shape, heads, tops, size, smooth).draw(title)
     everything = np.concatenate([values.ravel() for values in known])
     note = note_on(everything, *(limits[0] if shared else (-np.inf, np.inf)))
     sides = MARGIN, sheet.width - MARGIN
     with_scale(sheet, sides, top, size, paint, limits[0] if shared else None, note)
-    return Heatmap(sheet.figure, sheet.face, sheet.texts, title, what)
+    return Heatmap(sheet.figure, sheet.face, sheet.texts, title, what, call)
 
 
 def draw_on(axes: Axes, panels: list[tuple[Pixels | None, list[str]]], smooth: bool, title: str) -> None:

@@ -31,6 +31,7 @@ from .figure import (
     amount,
     amounts,
     as_array,
+    call_of,
     drawn,
     largest,
     limit_of,
@@ -69,7 +70,10 @@ class TokenHeatmap(Heatmap):
     def __init__(
         self, figure: Figure, texts: list[str], title: str, words: list[str], limits: list[float], drawing: TokenRows
     ) -> None:
-        super().__init__(figure, drawing.face, texts, title, f"{len(words)} tokens, {len(drawing.rows)} rows")
+        rows = {label: values.tolist() for label, values in drawing.rows.items()}
+        call = call_of("tokens", len(words) * len(rows), words, rows.get("", rows), title=title)
+        what = f"{len(words)} tokens, {len(rows)} rows"
+        super().__init__(figure, drawing.face, texts, title, what, call)
         self.words, self.relevance, self.limits, self.paint = words, drawing.rows, limits, drawing.paint
         self.drawing = drawing
 

@@ -21,6 +21,7 @@ from .figure import (
     Heatmap,
     Paint,
     as_array,
+    call_of,
     drawn,
     limit_of,
     note_on,
@@ -104,6 +105,8 @@ def trace(
     sheet = page(width, size, font)
     face, what = sheet.face, f"{values.shape[0]} rows, {values.shape[1]} columns"
     texts = [*names[0], *names[1], title, row_title, column_title]
+    titles = {"row_title": row_title, "column_title": column_title, "title": title}
+    call = call_of("trace", values.size, values.tolist(), *names, **titles)
     if ax is not None:
         from .sheet import figure_of
 
@@ -112,7 +115,7 @@ def trace(
         draw_cells(ax, face, values, paint, limit, names, (row_title, column_title), size, box)
         if title:
             ax.set_title(face.drawable(title), fontproperties=face.sized(LARGE * size), parse_math=False)
-        return Heatmap(figure_of(ax), face, texts, title, what)
+        return Heatmap(figure_of(ax), face, texts, title, what, call)
     left = MARGIN + widest(face, names[0], size) + (0.5 + 1.8 * bool(row_title)) * size
     across = min(max(sheet.width - MARGIN - left, LEAST * size), COLUMN * size * values.shape[1])
     down = size * min(ROW * values.shape[0], ROW * MOST_LABELS)
@@ -126,7 +129,7 @@ def trace(
     sheet.texts.extend(texts)
     sides = (left if across >= SCALE * size else MARGIN, left + max(across, NARROWEST * size))
     with_scale(sheet, sides, bottom, size, paint, (-limit, limit), note_on(values, -limit, limit))
-    return Heatmap(sheet.figure, face, sheet.texts, title, what)
+    return Heatmap(sheet.figure, face, sheet.texts, title, what, call)
 
 
 def axis_labels(name: str, labels: Sequence[Any] | None, count: int) -> list[str]:
