@@ -41,7 +41,7 @@ HEADER = """# Evaluation
 
 Written by `python examples/evaluate.py --out docs/evaluation.md`. Each score is a mean over samples with its 95 %
 confidence interval (bootstrap over samples); the best of a column is bold. The methods are those of
-`zennit_attn.evaluation.baselines`, with their default parameters; a dash says that a method does not apply.
+`zennit_attn.evaluation.METHODS`, with their default parameters; a dash says that a method does not apply.
 
 - **ΔA** is the area between the curves of least and most relevant first (AttnLRP paper), in units of the explained
   logit: how much longer the logit lasts if what a method calls irrelevant is removed first. What is removed becomes
