@@ -20,6 +20,8 @@ import transformers
 
 import zennit_attn
 from zennit_attn.evaluation import (
+    METHODS,
+    TITLES,
     Fixed,
     Patches,
     Tokens,
@@ -32,7 +34,6 @@ from zennit_attn.evaluation import (
     relevance_rank_accuracy,
     select,
 )
-from zennit_attn.evaluation.baselines import METHODS, TITLES
 
 CHUNK = 50
 STEPS = 16

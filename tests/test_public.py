@@ -1,5 +1,7 @@
 """The public face: what is there, what it costs, what an editor is told, and what is printed."""
 
+import copy
+import pickle
 import subprocess
 import sys
 import textwrap
@@ -157,6 +159,9 @@ COMPOSITES = [
     ),
     CPLRPComposite(layer_map=[(zennit.types.Activation, zennit.rules.Pass())]),
     AttnLRPComposite(canonizers=[zennit.canonizers.SequentialMergeBatchNorm()]),
+    AttnLRPComposite(canonizers=[composites.MultiheadAttentionCanonizer(), composites.FunctionCanonizer()]),
+    AttnLRPComposite(canonizers=[composites.FunctionCanonizer({"Fused": torch.nn.functional.softsign})]),
+    AttnLRPComposite(layer_map=[(torch.nn.Conv2d, zennit.rules.ZBox(torch.zeros(3, 1, 1), torch.ones(3, 1, 1)))]),
     input_x_gradient(AttnLRPComposite(epsilon=0.5)),
 ]
 
@@ -173,7 +178,7 @@ def test_composites_print_what_differs_from_their_defaults():
     assert repr(CPLRPComposite(epsilon=0.1)) == "CPLRPComposite(epsilon=0.1)"
     assert repr(input_x_gradient(AttnLRPComposite())) == "input_x_gradient(AttnLRPComposite())"
     converted = input_x_gradient(zennit.composites.EpsilonPlus())
-    assert repr(converted) == "input_x_gradient(EpsilonPlus())"
+    assert repr(converted) == "<input_x_gradient of EpsilonPlus>"
 
 
 TARGETS = [
@@ -262,9 +267,30 @@ def test_a_ledger_is_a_table_in_a_notebook():
     assert ledger._repr_html_().count("<tr>") == len(str(ledger).splitlines()) + 1
 
 
+@pytest.mark.parametrize("again", [copy.copy, copy.deepcopy, lambda table: pickle.loads(pickle.dumps(table))])
+def test_tables_are_copied_with_their_rows(again):
+    table = AttnLRPComposite().describe(torch.nn.Sequential(torch.nn.Linear(2, 2)))
+    assert again(table) == table
+    assert again(table).rows == table.rows
+
+
 def test_tables_become_frames():
     pandas = pytest.importorskip("pandas")
     table = AttnLRPComposite().describe(torch.nn.Sequential(torch.nn.Linear(2, 2)))
     frame = table.to_dataframe()
     assert isinstance(frame, pandas.DataFrame)
     assert list(frame.columns) == list(table.columns)
+
+
+def test_rules_of_ones_own_are_described_and_compared():
+    class Own(zennit.core.BasicHook):
+        def __init__(self, strength):
+            super().__init__()
+            self.strength = strength
+
+    composite = AttnLRPComposite(layer_map=[(torch.nn.Linear, Own(2))])
+    assert composite == composite
+    assert composite != AttnLRPComposite(layer_map=[(torch.nn.Linear, Own(2))])
+    assert "Own" in composite.describe(torch.nn.Sequential(torch.nn.Linear(2, 2)))
+    fused = [composites.FunctionCanonizer({"Fused": each}) for each in (torch.nn.functional.silu, torch.relu)]
+    assert AttnLRPComposite(canonizers=fused[:1]) != AttnLRPComposite(canonizers=fused[1:])

@@ -39,6 +39,10 @@ class Table(str):
         table.rows = [dict(zip(columns, row, strict=True)) for row in rows]
         return table
 
+    def __getnewargs__(self) -> tuple[str, tuple[str, ...], list[tuple[Any, ...]]]:  # type: ignore[override]
+        """Return what a copy or a pickle is made of."""
+        return str(self), self.columns, [tuple(row.values()) for row in self.rows]
+
     def to_dataframe(self) -> Any:
         """Return the rows as a :class:`pandas.DataFrame`.
 

@@ -39,6 +39,9 @@ class MultiheadAttentionCanonizer(Canonizer):
         self.module: torch.nn.MultiheadAttention | None = None
         self.handle: ForwardHandle | None = None
 
+    def __repr__(self) -> str:
+        return "MultiheadAttentionCanonizer()"
+
     def apply(self, root_module: torch.nn.Module) -> list[Canonizer]:
         """Unfuse every attention of a model, and return the canonizers that undo it."""
         found = []
@@ -94,6 +97,14 @@ class FunctionCanonizer(Canonizer):
         super().__init__()
         self.functions = dict(AUTOGRAD_FUNCTIONS if functions is None else functions)
         self.handle: ForwardHandle | None = None
+
+    def __repr__(self) -> str:
+        if self.functions == AUTOGRAD_FUNCTIONS:
+            return "FunctionCanonizer()"
+        names = (
+            f"{name!r}: {function.__module__}.{function.__qualname__}" for name, function in self.functions.items()
+        )
+        return f"FunctionCanonizer({{{', '.join(names)}}})"
 
     def apply(self, root_module: torch.nn.Module) -> list[Canonizer]:
         """Change every forward of a model that names one of the functions, and return what undoes it."""

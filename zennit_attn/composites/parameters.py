@@ -6,6 +6,7 @@ import inspect
 from collections.abc import Callable
 from typing import Any
 
+from torch import Tensor
 from zennit.core import Hook, Stabilizer
 
 from ..rules.rule import Rule
@@ -83,9 +84,18 @@ def shown(item: Any) -> str:
     kind = type(item)
     if isinstance(item, Rule) or not kind.__module__.startswith("zennit."):
         return repr(item)
-    known = parameters_of(item) if isinstance(item, Hook) else {}
-    given = ", ".join(f"{key}={value!r}" for key, value in known.items() if value is not None)
-    return f"{kind.__module__}.{kind.__name__}({given})"
+    return f"{kind.__module__}.{kind.__name__}({arguments(item)})"
+
+
+def arguments(item: Any) -> str:
+    """Return the arguments of a rule of this package or of zennit as they could be typed in; of others nothing."""
+    if not isinstance(item, Hook) or not (isinstance(item, Rule) or type(item).__module__.startswith("zennit.")):
+        return ""
+    known = {key: value for key, value in parameters_of(item).items() if value is not None}
+    return ", ".join(
+        f"{key}=torch.tensor({value.tolist()})" if isinstance(value, Tensor) else f"{key}={value!r}"
+        for key, value in known.items()
+    )
 
 
 def closure_values(rule: Any) -> dict[str, Any]:

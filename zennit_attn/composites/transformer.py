@@ -18,7 +18,7 @@ from ..rules.operators import Operators, SelectiveScan
 from ..rules.rule import Rule
 from ..tables import Table
 from .canonizers import FunctionCanonizer, MultiheadAttentionCanonizer
-from .parameters import parameters_of, shown
+from .parameters import arguments, shown
 from .registration import EntryHandle, ScopedComposite, is_registered, refuse_hidden
 from .roles import ROLES, role
 
@@ -212,8 +212,7 @@ class TransformerComposite(ScopedComposite):
         columns = ("module", "role", "rule", "parameters")
         rows = []
         for name, place, rule in self.assignments(model):
-            known = parameters_of(rule)
-            text = ", ".join(f"{key}={value!r}" for key, value in known.items() if value is not None)
+            text = arguments(rule)
             rows.append((name or "(the model)", place or "", type(rule).__name__, text))
         widths = [max(map(len, column)) for column in zip(columns, *rows, strict=True)]
         lines = ("  ".join(map(str.ljust, row, widths)).rstrip() for row in (columns, *rows))
@@ -247,11 +246,11 @@ class TransformerComposite(ScopedComposite):
 
     def _content(self) -> tuple[Any, ...]:
         maps = [
-            [(tuple(map(title_of, keys)), type(rule).__name__, parameters_of(rule)) for keys, rule in entries]
+            [(tuple(map(title_of, keys)), shown(rule)) for keys, rule in entries]
             for entries in (self.name_map, self.role_map, self.layer_map)
         ]
         own = None if self.operators is None else self.operators.parameters()
-        return type(self), self.form, self.parameters(), own, maps, [type(item) for item in self.canonizers]
+        return type(self), self.form, self.parameters(), own, maps, list(map(shown, self.canonizers))
 
 
 def title_of(kind: Any) -> str:
