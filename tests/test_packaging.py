@@ -1,6 +1,7 @@
 """The package as it is installed: from a wheel, and in place."""
 
 import os
+import shutil
 import subprocess
 import sys
 import sysconfig
@@ -34,6 +35,8 @@ def run(*command, **options):
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory):
     folder = tmp_path_factory.mktemp("wheel")
+    # setuptools packs what an earlier build has left there
+    shutil.rmtree(ROOT / "build", ignore_errors=True)
     run(sys.executable, "-m", "pip", "wheel", "--no-deps", "--wheel-dir", folder, ROOT)
     return next(folder.glob("*.whl"))
 
