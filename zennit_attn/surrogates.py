@@ -10,11 +10,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from .engine.handles import ForwardHandle
 from .engine.operands import explained_leaf
 from .inputs import Leaves, embeddings
 
@@ -84,27 +86,12 @@ def surrogates_of(
             return look_up(table, indices)
         raise RuntimeError(f"got ids that a {type(table).__name__} looks up after the model changed them")
 
-    handles = [Replaced(table, embed) for table in tables_of(model)]
+    handles = [ForwardHandle(table, partial(embed, table)) for table in tables_of(model)]
     try:
         yield values, leaves
     finally:
         for handle in handles:
             handle.remove()
-
-
-class Replaced:
-    """The forward of an embedding, replaced until it is removed."""
-
-    def __init__(self, table: Any, embed: Any) -> None:
-        self.table, self.before = table, vars(table).get("forward")
-        forward = table.forward
-        table.forward = lambda *args, **kwargs: embed(table, forward, args, kwargs)
-
-    def remove(self) -> None:
-        """Put the forward back that was there."""
-        del self.table.forward
-        if self.before is not None:
-            self.table.forward = self.before
 
 
 def tables_of(model: Any) -> list[torch.nn.Module]:
