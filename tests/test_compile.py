@@ -1,5 +1,7 @@
 """torch.compile of an explained model: one graph, the same relevance."""
 
+from concurrent.futures import ThreadPoolExecutor
+
 import models
 import pytest
 import torch
@@ -153,3 +155,51 @@ def test_replicas_are_refused_by_name(tmp_path):
         torch.ones(1, 3), targets.Label(0)
     )[1]
     torch.testing.assert_close(relevance, model.module.weight[:1].detach())
+
+
+class Written(torch.nn.Module):
+    """A linear layer, and a function of what it gives."""
+
+    def __init__(self, function):
+        super().__init__()
+        self.linear, self.function = torch.nn.Linear(4, 4), function
+
+    def forward(self, x):
+        return self.function(self.linear(x))
+
+
+def over(x):
+    x.mul_(2).add_(x)
+    return x.tanh_()
+
+
+def signals(model, composite, form):
+    x = torch.randn(2, 4, requires_grad=True)
+    torch.compiler.reset()
+    with (input_x_gradient(composite) if form == "gradient" else composite).context(model):
+        compiled = torch.compile(model, backend="aot_eager", fullgraph=True)
+        return [torch.autograd.grad(output, x, output.detach())[0] for output in (compiled(x), model(x))]
+
+
+@pytest.mark.parametrize("form", ["gradient", "relevance"])
+@pytest.mark.parametrize(
+    "function", [over, lambda x: x.mT.mT * 2, lambda x: x.T.T, lambda x: x / x.square().sum().sqrt()]
+)
+def test_writes_and_attributes_of_tensors_when_compiled(function, form):
+    torch.testing.assert_close(*signals(Written(function), AttnLRPComposite(), form))
+
+
+@pytest.mark.parametrize("composite", [AttnLRPComposite, CPLRPComposite])
+@pytest.mark.parametrize(
+    "function", [lambda x: x.exp() / x.exp().sum(-1, True), torch.erfinv], ids=["exp/sum", "erfinv"]
+)
+def test_a_trace_refuses_what_it_cannot_tell(function, composite):
+    with pytest.raises(RuntimeError, match=r"UnknownOperationError.*no rule is known for"):
+        signals(Written(function), composite(), "gradient")
+
+
+def test_the_first_thing_that_a_thread_does_may_be_to_compile():
+    # the thread's state has all of its entries from the start, or the compiler's guards see the first write add one
+    with ThreadPoolExecutor(1) as pool:
+        model = torch.nn.Sequential(torch.nn.Linear(4, 4), torch.nn.ReLU(), torch.nn.Linear(4, 2))
+        torch.testing.assert_close(*pool.submit(signals, model, AttnLRPComposite(), "gradient").result())

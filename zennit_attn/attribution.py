@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fnmatch
+import math
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -37,6 +38,8 @@ class Propagated:
     explained: Tensor
     inputs: dict[str | None, list[Tensor]]
     inner: dict[str, Tensor]
+    #: By what the signals should have been scaled up, so that float16 has digits for them; 1 if they were well.
+    scale: float
 
 
 Relevance = TypeVar("Relevance")
@@ -280,6 +283,9 @@ class InputXGradient(Attributor, Generic[Result]):
             )
         with recording(self.model) if self.recording else nullcontext() as recorder:
             found = self.propagate(given, rest, attr_output_fn, recorder)
+        if recorder is None and found.scale != 1:
+            # once more, with signals that float16 has digits for
+            found = self.propagate(given, rest, attr_output_fn, scale=found.scale)
         if not all(bool(part.isfinite().all()) for parts in found.inputs.values() for part in parts):
             # once more, with a look at every module
             with watch(self.model) as check_output:
@@ -309,8 +315,9 @@ class InputXGradient(Attributor, Generic[Result]):
         rest: Mapping[str, Any],
         attr_output_fn: Any,
         recorder: Recorder | None = None,
+        scale: float = 1.0,
     ) -> Propagated:
-        """Run a forward and a backward pass."""
+        """Run a forward and a backward pass, the latter scaled up, and its results down again."""
         # fused attention kernels have no second derivative
         kernel = sdpa_kernel(SDPBackend.MATH) if self.create_graph else nullcontext()
         with torch.enable_grad(), kernel:
@@ -329,7 +336,10 @@ class InputXGradient(Attributor, Generic[Result]):
                 )
             mask = getattr(tensor, MASK, target_mask(self.model, {**rest, **values}))
             weights = self.weights(tensor, attr_output_fn, mask)
-            signals = self.signals(tensor, weights, [*sources, *(leaf for _, leaf in constants)])
+            signals = self.signals(tensor, weights * scale, [*sources, *(leaf for _, leaf in constants)])
+        better = scale_for_float16(signals[: len(sources)])
+        if scale != 1:
+            signals = tuple(None if signal is None else signal.float() / scale for signal in signals)
         for (place, leaf), signal in zip(constants, signals[len(sources) :], strict=True):
             recorder.note(place, leaf, signal)  # type: ignore[union-attr]
         parts = iter(zip(sources, signals, strict=False))
@@ -347,7 +357,7 @@ class InputXGradient(Attributor, Generic[Result]):
                     "paths constants under these rules, as attention weights are under CP-LRP?"
                 )
             inputs[name] = [relevance_of(*pair) for pair in pairs]
-        return Propagated(output, relevance_of(tensor, weights), inputs, inner)
+        return Propagated(output, relevance_of(tensor, weights), inputs, inner, better)
 
     def run(self, leaves_of_call: AbstractContextManager[tuple[dict[Any, Tensor], Leaves]], rest: Any) -> Forward:
         """Run the model on leaves: return output, inner outputs, what it was called with, and the leaves."""
@@ -453,6 +463,22 @@ class InputXGradient(Attributor, Generic[Result]):
                 raise ValueError(f"modules got {pattern!r}, which names no module of {kind}; {nearest(pattern, named)}")
             found.update((name, named[name]) for name in names)
         return list(found.items())
+
+
+def scale_for_float16(signals: Sequence[Tensor | None]) -> float:
+    """Return a power of two by which signals in float16 are too small for its digits, 1 if none is."""
+    largest = [float(signal.detach().abs().max()) for signal in signals if signal is not None and in_float16(signal)]
+    if not largest or min(largest) >= torch.finfo(torch.float16).smallest_normal:
+        return 1.0
+    # up to about one; weights of one stay below the largest number, 2 ** 16
+    return 2.0 ** min(14, -math.floor(math.log2(min(largest)))) if min(largest) else 2.0**14
+
+
+def in_float16(signal: Tensor) -> bool:
+    """Tell whether a signal was computed in float16, at least in part."""
+    device = signal.device.type
+    casts = torch.is_autocast_enabled(device) and torch.get_autocast_dtype(device) == torch.float16
+    return signal.numel() > 0 and (signal.dtype == torch.float16 or casts)
 
 
 def without_lost(given: dict[str | None, Tensor]) -> tuple[dict[str | None, Tensor], Tensor | None]:

@@ -9,6 +9,8 @@ __all__ = [
     "NotFiniteError",
     "NotFiniteWarning",
     "PaddingWarning",
+    "PrecisionWarning",
+    "ProbabilityWarning",
     "TrainingWarning",
     "UnknownOperationError",
     "UnknownOperationWarning",
@@ -55,6 +57,14 @@ class FrozenWarning(UserWarning):
 
 class PaddingWarning(UserWarning):
     """The model gave relevance to padding: it does not mask it."""
+
+
+class PrecisionWarning(UserWarning):
+    """Relevance is smaller than the numbers that it is computed in."""
+
+
+class ProbabilityWarning(UserWarning):
+    """What is explained is a probability: relevance of the logit is what rules share out."""
 
 
 class TrainingWarning(UserWarning):

@@ -15,12 +15,13 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seconds", type=float, default=60, help="how long to go on")
     parser.add_argument("--seed", type=int, default=0, help="where to begin")
+    parser.add_argument("--compiled", action="store_true", help="compile each network inside of the context")
     chosen = parser.parse_args()
     warnings.simplefilter("error")
     end, seed, compared, found = time.monotonic() + chosen.seconds, chosen.seed, 0, 0
     while time.monotonic() < end:
         for preset in COMPOSITES:
-            outcome = check(seed, preset)
+            outcome = check(seed, preset, chosen.compiled)
             compared += outcome.compared
             if outcome.wrong:
                 found += 1

@@ -34,6 +34,8 @@ class Operation:
     presets: tuple[str, ...] = PRESETS
     #: Computed where no rule can see it: it has to be reported.
     unseen: bool = False
+    #: (module, values) -> where a value decides that rounding may change, such as a zero that is shared out.
+    doubtful: Callable[..., Any] | None = None
 
 
 class Constant(nn.Module):
@@ -351,6 +353,7 @@ LAYER_NORM = Operation(
         by_var,
     ),
     random_norm(lambda: nn.LayerNorm(WIDTH)),
+    doubtful=on(lambda x: x - x.mean(-1, keepdim=True)),
 )
 RMS_NORM = Operation(
     1,
@@ -377,6 +380,7 @@ GROUP_NORM = Operation(
         lambda module, x: F.group_norm(x, module.num_groups, module.weight, module.bias, module.eps),
     ),
     random_norm(lambda: nn.GroupNorm(1 if torch.rand(()) < 0.5 else TOKENS, TOKENS)),
+    doubtful=lambda module, x: F.group_norm(x, module.num_groups),
 )
 DIVISION = Operation(
     2,
@@ -385,7 +389,7 @@ DIVISION = Operation(
     (
         on(lambda a, b: a / (b.abs() + 1)),
         on(lambda a, b: torch.div(a, other=b.abs() + 1)),
-        on(lambda a, b: a.clone().div_(1 + abs(b))),
+        on(lambda a, b: a.clone().div_(1 + b.abs())),
         on(lambda a, b: a * (b.abs() + 1).reciprocal()),
         on(lambda a, b: a * (b.abs() + 1).pow(-1)),
     ),
@@ -416,11 +420,11 @@ ACTIVATIONS = (
     element_wise(F.silu, lambda x: F.silu(x.clone(), inplace=True)),
     element_wise(torch.tanh, torch.Tensor.tanh, lambda x: x.clone().tanh_(), in_place_on_halves("tanh_")),
     element_wise(torch.relu, lambda x: nn.ReLU(inplace=True)(x.clone()), in_place_on_halves("relu_")),
-    element_wise(lambda x: F.leaky_relu(x, 0.2), lambda x: F.leaky_relu_(x.clone(), 0.2)),
+    element_wise(lambda x: F.leaky_relu(x, 0.2), lambda x: F.leaky_relu(x.clone(), 0.2, inplace=True)),
     element_wise(F.mish, lambda x: nn.Mish(inplace=True)(x.clone())),
-    element_wise(F.elu, lambda x: F.elu_(x.clone())),
+    element_wise(F.elu, lambda x: F.elu(x.clone(), inplace=True)),
     element_wise(torch.square, lambda x: x**2, lambda x: x.pow(2), lambda x: x.clone().pow_(2)),
-    element_wise(torch.abs, abs, lambda x: x.clone().abs_()),
+    element_wise(torch.abs, torch.Tensor.abs, lambda x: x.clone().abs_()),
     # wide, as a norm of elements that are all bounded alike has exact zeros, at which the forms differ
     element_wise(lambda x: x.clamp(-4, 4), lambda x: x.clone().clamp_(-4, 4), lambda x: torch.clip(x, -4, 4)),
     element_wise(lambda x: torch.remainder(x, 1.5), lambda x: x % 1.5, lambda x: x.clone().remainder_(1.5)),
@@ -499,7 +503,7 @@ MOVES = (
         1,
         lambda x: x[:, PLACES],
         lambda x: x.index_select(1, PLACES),
-        lambda x: torch.stack([x[:, p] for p in PLACES], 1),
+        lambda x: torch.stack([x[:, p] for p in (2, 0, 1)], 1),
     ),
     routing(1, lambda x: x.mT.reshape(SHAPE), lambda x: x.transpose(1, 2).contiguous().view(SHAPE)),
     routing(
@@ -554,6 +558,7 @@ MAXIMUM = Operation(
         on(lambda a, b: torch.stack([a, b]).amax(0)),
         on(lambda a, b: torch.where(a > b, a, b)),
     ),
+    doubtful=on(torch.sub),
 )
 
 
@@ -571,6 +576,7 @@ SORTED = Operation(
         on(lambda x: x.topk(WIDTH)[0].flip(-1)),
         on(lambda x: x.gather(-1, x.argsort(-1))),
     ),
+    doubtful=on(lambda x: x.sort(-1)[0].diff(dim=-1)),
 )
 
 

@@ -32,6 +32,7 @@ KINDS: dict[str, str] = {
         fractional_max_pool3d_with_indices max_unpool1d max_unpool2d max_unpool3d embedding pixel_shuffle
         pixel_unshuffle channel_shuffle native_channel_shuffle _pack_padded_sequence _pad_packed_sequence
         atleast_1d atleast_2d atleast_3d real imag view_as_real
+        aten::numpy_T aten::mT aten::mH aten::matrix_H
         view_as_complex resolve_conj resolve_neg positive iter resize_as_ nan_to_num register_hook retain_grad
     """,
     # routing, too, and linear in training mode, which scales what it keeps

@@ -58,9 +58,11 @@ class Snapshot:
     live: weakref.WeakSet[Snapshot] = weakref.WeakSet()
 
     def __init__(self, tensor: Tensor) -> None:
-        self.tensor = tensor.detach()
-        # a compiler turns writes into copies itself
-        if not torch.compiler.is_compiling():
+        if torch.compiler.is_compiling():
+            # a trace knows nothing of the writes that come later, and turns copies that need not be into none
+            self.tensor = tensor.detach().clone()
+        else:
+            self.tensor = tensor.detach()
             self.live.add(self)
 
     @classmethod

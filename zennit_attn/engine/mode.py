@@ -101,6 +101,8 @@ class TracedMode(OperatorMode):
     """The same for a compiler, which traces what it sees: rules come by their number."""
 
     nothing = ""
+    #: Whether an exponential was taken, of which a later quotient may be a softmax.
+    has_exponentials = False
 
     def table_for(self, policy: Policy) -> str:
         """Return the name of a policy's table."""

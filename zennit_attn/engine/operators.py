@@ -223,8 +223,8 @@ def table(policy: Policy, form: Form) -> dict[Callable[..., Any], Rule | None]:
     for function, (kind, _, writing) in functions().items():
         if kind == "log softmax":
             entries[function] = noting_logits(entries[function] or plain)
-        if kind == "exponential" and policy.scan != "constant" and not writing:
-            entries[function] = exponential_of(entries[function] or plain, entries[torch.softmax] or plain)
+        if kind == "exponential" and policy.scan != "constant":
+            entries[function] = exponential_of(entries[function] or plain, entries[torch.softmax] or plain, writing)
     entries[torch._C._set_grad_enabled] = switch
     for attribute in vars(torch._C.TensorBase).values():
         if inspect.isdatadescriptor(attribute):

@@ -14,7 +14,14 @@ from typing import Any
 import torch
 from torch.utils._pytree import tree_leaves
 
-from ..errors import CutOffError, CutOffWarning, UnknownOperationError, UnknownOperationWarning
+from ..errors import (
+    CutOffError,
+    CutOffWarning,
+    PrecisionWarning,
+    ProbabilityWarning,
+    UnknownOperationError,
+    UnknownOperationWarning,
+)
 from .state import state
 
 _reported: weakref.WeakKeyDictionary[torch.nn.Module, set[tuple[str, ...]]] = weakref.WeakKeyDictionary()
@@ -187,12 +194,43 @@ def report_call(model: torch.nn.Module, strict: bool) -> None:
         )
 
 
+def advise_logits(model: torch.nn.Module, function: str) -> None:
+    """Say once that a model's output is a probability."""
+    report_once(
+        model,
+        ("probability",),
+        f"got an output of {type(model).__name__} that is the {function} of its logits: what is shared out is the "
+        "probability, which the other classes have a part in, and which hardly depends on the input where it is near "
+        "1; expected logits. Take the last layer away, for example with torch.nn.Identity() in its place.",
+        ProbabilityWarning,
+        ProbabilityWarning,
+        strict=False,
+    )
+
+
+def advise_gradient_form(model: torch.nn.Module) -> None:
+    """Say once that the relevance form has no room in float16."""
+    report_once(
+        model,
+        ("float16",),
+        f"got {type(model).__name__} in float16 in the relevance form, in which relevance below 6e-8 is lost, as that "
+        "of single pixels is (6 % to 15 % of an image's were off); expected the gradient form "
+        "(zennit_attn.input_x_gradient, which InputXGradient takes by itself), bfloat16 or float32.",
+        PrecisionWarning,
+        PrecisionWarning,
+        strict=False,
+    )
+
+
 def report_here(function: Any, message: str, error: type[Exception], warning: type[Warning], made: Any = None) -> None:
     """Report a function and the place of its call, which the message has as fields, once for both.
 
     What it made is waited for, if that is known: a loss beside the logits is not on the path to what is explained.
     """
     mode = state.mode
+    if torch.compiler.is_compiling():
+        # a compiler traces neither the search for the place nor a warning
+        raise error(message.format(function=title_of(function), name="a compiled model", kind="torch.compile"))
     name, kind = place()
     title = title_of(function)
     message = message.format(function=title, name=name, kind=kind)
@@ -203,7 +241,7 @@ def report_here(function: Any, message: str, error: type[Exception], warning: ty
         report_once(mode.root, (title, name), message, error, warning, mode.strict)
 
     nodes = [value.grad_fn for value in tree_leaves(made) if isinstance(value, torch.Tensor) and value.grad_fn]
-    if not nodes or torch.compiler.is_compiling():
+    if not nodes:
         now()
     else:
         mode.pending.append((nodes, now))

@@ -18,7 +18,8 @@ from .functions import Scale
 from .gates import WEIGHT, mark, strength
 from .graph import name_of_node
 from .operands import depends, operands
-from .reports import report_shift
+from .reports import report, report_shift
+from .state import state
 
 #: Nodes that move values, or multiply them by constants: what comes out is the same tensor, as far as this goes.
 MOVING = frozenset(
@@ -113,7 +114,11 @@ def quotient(rule: Rule, softmax: Rule) -> Rule:
 
     def run(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         sides = [*args[:2], *(kwargs[name] for name in ("input", "other") if name in kwargs)]
-        if len(sides) == 2 and is_softmax(*sides):
+        if torch.compiler.is_compiling():
+            # the graph, by which a softmax is known, is not there yet
+            if len(sides) == 2 and state.mode.has_exponentials and all(map(depends, sides)):
+                report("exp(a) / sum")
+        elif len(sides) == 2 and is_softmax(*sides):
             shifted = is_shifted(sides[0])
             output = softmax(function, args, kwargs)
             if shifted and depends(output):
@@ -138,11 +143,13 @@ def noting_logits(rule: Rule) -> Rule:
     return run
 
 
-def exponential_of(rule: Rule, softmax: Rule) -> Rule:
-    """Take the exponential of a log-softmax as the softmax that it is, others by their rule."""
+def exponential_of(rule: Rule, softmax: Rule, writing: bool) -> Rule:
+    """Take the exponential of a log-softmax as the softmax that it is, others and what writes in place by the rule."""
 
     def run(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        logits = getattr(args[0] if args else None, LOGITS, None)
+        if torch.compiler.is_compiling():
+            state.mode.has_exponentials = True
+        logits = None if writing else getattr(args[0] if args else None, LOGITS, None)
         return rule(function, args, kwargs) if logits is None else softmax(torch.softmax, logits, {})
 
     return run

@@ -18,13 +18,15 @@ from .policy import Policy
 class State(threading.local):
     """What is on in this thread."""
 
-    mode: Any = None
-    shielded: bool = False
-    recorder: Any = None
-    fired: set[int] | None = None
-    kind: Any = None
-    #: Chooses what is explained of what the model returns, where something knows it.
-    choose: Any = None
+    def __init__(self) -> None:
+        # in each thread, rather than in the class: a compiler would see the first write add an entry
+        self.mode: Any = None
+        self.shielded = False
+        self.recorder: Any = None
+        self.fired: set[int] | None = None
+        self.kind: Any = None
+        #: Chooses what is explained of what the model returns, where something knows it.
+        self.choose: Any = None
 
 
 state = State()

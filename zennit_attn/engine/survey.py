@@ -16,10 +16,11 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
-from .graph import Spans, is_plain, look, nodes_of, sequence_number, settle
+from .gates import SCALE, strength
+from .graph import ROUTING, Spans, is_plain, look, name_of_node, nodes_of, sequence_number, settle
 from .no_grad import follow_cuts
 from .operands import Form
-from .reports import report_outside
+from .reports import advise_gradient_form, advise_logits, report_outside
 from .state import state
 
 #: How many functions the forwards called that were looked at, and how many nodes they made, by model and policy.
@@ -69,6 +70,7 @@ class Survey:
         chosen = state.choose(output) if state.choose else output
         # what has a name is reported by it
         settle(mode.pending, chosen)
+        self.advise(chosen)
         if look(self.model, chosen, (args, kwargs), mode.spans, self.checkpoints, self.form):
             self.known = _known.setdefault(self.model, {}).setdefault(self.key, self.known)
             self.known.add(kind)
@@ -77,6 +79,15 @@ class Survey:
         if state.choose is None:
             self.look_behind(output)
         return output
+
+    def advise(self, output: Any) -> None:
+        """Say what is computed by the rules, and is hardly what somebody wants to know."""
+        values = [value for value in tree_leaves(output) if isinstance(value, Tensor) and value.dim()]
+        function = probability(values[0]) if values else None
+        if function is not None:
+            advise_logits(self.model, function)
+        if self.form == "relevance" and any(value.dtype == torch.float16 for value in values):
+            advise_gradient_form(self.model)
 
     def look_behind(self, output: Any) -> None:
         """Report, in the backward pass, what was computed of an output after the forward, where no rules hold."""
@@ -94,6 +105,16 @@ class Survey:
         for value in tree_leaves(output):
             if isinstance(value, Tensor) and value.requires_grad:
                 value.register_hook(check)
+
+
+def probability(value: Tensor) -> str | None:
+    """Return the function of logits that a tensor is a probability by, None if it is none."""
+    if strength(value) == SCALE and bool(((value > 0) & (value < 1)).all()):
+        return "sigmoid"
+    node: Any = value.grad_fn
+    while node is not None and name_of_node(node) in ROUTING | {"Leave"} and len(node.next_functions) == 1:
+        node = node.next_functions[0][0]
+    return "softmax" if node is not None and name_of_node(node) == "Softmax" else None
 
 
 def backward_passes() -> Iterator[Any]:
