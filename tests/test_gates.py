@@ -15,6 +15,9 @@ from .models import WIDTH, explain, relative_error
 from .test_operators import COMPOSITES, FORMS, Calls, assert_relevance, check, randn, relevance_like, tensors
 from .test_operators import explain as explain_module
 
+# single functions, some of which are a softmax or a sigmoid
+pytestmark = pytest.mark.filterwarnings("ignore::zennit_attn.errors.ProbabilityWarning")
+
 BOTH = ["attnlrp", "cp"]
 
 

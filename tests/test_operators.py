@@ -16,6 +16,9 @@ from zennit_attn.rules import CPLRP, AttnLRP, Epsilon, Operators
 
 from . import oracle
 
+# single functions, some of which are a softmax or a sigmoid
+pytestmark = pytest.mark.filterwarnings("ignore::zennit_attn.errors.ProbabilityWarning")
+
 FORMS = ["relevance", "gradient"]
 COMPOSITES = {"attnlrp": AttnLRPComposite, "cp": CPLRPComposite}
 

@@ -27,7 +27,7 @@ from .hints import nearest
 from .inputs import Leaves, NotLookedUpError, leaves_of, split_input
 from .ledger import Ledger, Recorder, recording
 from .surrogates import surrogates_of
-from .targets import MASK, Target
+from .targets import MASK, Each, Target
 
 
 @dataclass(frozen=True)
@@ -93,7 +93,8 @@ class InputXGradient(Attributor, Generic[Result]):
         Input x Gradient.
     attr_output : torch.Tensor or callable, optional
         What is explained, as in :mod:`zennit.attribution`: the *relevance* of the output, or a function that returns
-        it, given the output; a :class:`zennit_attn.targets.Target` names a logit. By default the output itself.
+        it, given the output; a :class:`zennit_attn.targets.Target` names a logit. By default the output itself. With
+        :class:`zennit_attn.targets.Each`, several targets of one forward, relevance has them as its first dimension.
     modules : str or sequence of str, optional
         Names of inner modules, or patterns such as ``"model.layers.*.mlp"``: the relevance of their outputs is
         returned as well.
@@ -256,6 +257,8 @@ class InputXGradient(Attributor, Generic[Result]):
         >>> sorted(ledger.kept), abs(ledger.remainder) < 1e-6
         ([('0', 'bias'), ('2', 'bias')], True)
         """
+        if isinstance(attr_output, Each):
+            raise ValueError(f"a ledger is of one target, got {attr_output!r}: expected one of them at a time.")
         self.recording = True
         try:
             return super().__call__(input, attr_output)
@@ -302,7 +305,7 @@ class InputXGradient(Attributor, Generic[Result]):
         }
         if lost is not None:
             for values in relevances.values():
-                values[lost] = float("nan")
+                values[(slice(None), lost) if isinstance(attr_output_fn, Each) else lost] = float("nan")
         several = not (self.argument is None or isinstance(self.argument, str))
         relevance = relevances if several else next(iter(relevances.values()))
         if self.modules:
@@ -335,8 +338,13 @@ class InputXGradient(Attributor, Generic[Result]):
                     "AutoModelForSequenceClassification, or output_key and a function of the output."
                 )
             mask = getattr(tensor, MASK, target_mask(self.model, {**rest, **values}))
-            weights = self.weights(tensor, attr_output_fn, mask)
-            signals = self.signals(tensor, weights * scale, [*sources, *(leaf for _, leaf in constants)])
+            wanted = [*sources, *(leaf for _, leaf in constants)]
+            if isinstance(attr_output_fn, Each):
+                # all weights at once would take more memory than anything else
+                signals, relevance = self.signals_of_each(tensor, attr_output_fn, mask, scale, wanted), tensor
+            else:
+                weights = self.weights(tensor, attr_output_fn, mask)
+                signals, relevance = self.signals(tensor, weights * scale, wanted), relevance_of(tensor, weights)
         better = scale_for_float16(signals[: len(sources)])
         if scale != 1:
             signals = tuple(None if signal is None else signal.float() / scale for signal in signals)
@@ -357,7 +365,7 @@ class InputXGradient(Attributor, Generic[Result]):
                     "paths constants under these rules, as attention weights are under CP-LRP?"
                 )
             inputs[name] = [relevance_of(*pair) for pair in pairs]
-        return Propagated(output, relevance_of(tensor, weights), inputs, inner, better)
+        return Propagated(output, relevance, inputs, inner, better)
 
     def run(self, leaves_of_call: AbstractContextManager[tuple[dict[Any, Tensor], Leaves]], rest: Any) -> Forward:
         """Run the model on leaves: return output, inner outputs, what it was called with, and the leaves."""
@@ -424,6 +432,28 @@ class InputXGradient(Attributor, Generic[Result]):
             retain_graph=self.retain_graph,
             allow_unused=True,
         )
+
+    def signals_of_each(
+        self, output: Tensor, each: Each, mask: Tensor | None, scale: float, sources: list[Tensor]
+    ) -> tuple[Tensor | None, ...]:
+        """Return the same for several targets, stacked: one backward pass for each chunk of them."""
+        if not output.requires_grad:
+            return (None,) * len(sources)
+        parts = []
+        for start in range(0, len(each.targets), each.chunk):
+            # not the weights of all at once, which may be the largest tensor of all
+            some = [self.weights(output, target, mask) * scale for target in each.targets[start : start + each.chunk]]
+            found = torch.autograd.grad(
+                output,
+                sources,
+                torch.stack(some) if each.chunk > 1 else some[0],
+                create_graph=self.create_graph,
+                retain_graph=True,
+                allow_unused=True,
+                is_grads_batched=each.chunk > 1,
+            )
+            parts.append(found if each.chunk > 1 else [None if signal is None else signal[None] for signal in found])
+        return tuple(None if rows[0] is None else torch.cat(rows) for rows in zip(*parts, strict=True))
 
     @contextmanager
     def capture(self) -> Iterator[dict[str, Tensor]]:
@@ -548,7 +578,7 @@ def tokens_of(parts: list[Tensor], mask: Tensor | None) -> Tensor:
 
 def zero_padding(relevance: Tensor, mask: Tensor | None) -> Tensor:
     """Return token relevance that is exactly zero at padding, and warn if the model gave any to it."""
-    if mask is None or mask.shape != relevance.shape:
+    if mask is None or mask.shape != relevance.shape[-mask.dim() :]:
         return relevance
     padding = mask.to(relevance.device) == 0
     lost, total = relevance.detach().abs().mul(padding).max(), relevance.detach().abs().max()

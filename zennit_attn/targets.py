@@ -13,7 +13,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-__all__ = ["Contrastive", "Label", "Labels", "MaxLogit", "Target"]
+__all__ = ["Answer", "Contrastive", "Each", "Label", "Labels", "LogProb", "MaxLogit", "Target"]
 
 Index = int | Sequence[int] | Tensor
 
@@ -119,6 +119,8 @@ class Target:
 
 def shown(value: Any) -> str:
     """Return an argument as it could be typed in."""
+    if isinstance(value, type):
+        return value.__name__
     return f"torch.tensor({value.tolist()})" if isinstance(value, Tensor) else repr(value)
 
 
@@ -251,6 +253,134 @@ class Contrastive(Target):
         if not others:
             raise ValueError("Contrastive got an output of one class, expected others to set it against: use MaxLogit")
         return chosen.of_classes(logits) * (1 + 1 / others) - 1 / others
+
+
+class LogProb(Target):
+    """The logarithm of a class's probability: weights ``e_k - p``, the gradient of ``log_softmax(z)_k``.
+
+    What is shared out is ``z_k - Σ p z = log p_k + H(p)``, the log-probability plus the entropy: of a sure choice the
+    log-probability itself. Where a model is sure, ``e_k - p`` is near zero, and so is all relevance.
+
+    Parameters
+    ----------
+    label : int, sequence of int or torch.Tensor, optional
+        The class: by default that of the largest logit.
+    position, attention_mask
+        See :class:`Target`.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from zennit_attn.targets import LogProb
+    >>> LogProb(0).weights(torch.tensor([[0.0, 0.0]]))
+    tensor([[ 0.5000, -0.5000]])
+    """
+
+    given = {"label": "label"}
+
+    def __init__(
+        self, label: Index | None = None, position: Index | None = None, attention_mask: Tensor | None = None
+    ) -> None:
+        super().__init__(position, attention_mask)
+        self.label = label
+
+    def of_classes(self, logits: Tensor) -> Tensor:
+        """Return one at the class, less the probabilities."""
+        chosen: Target = MaxLogit() if self.label is None else Label(self.label)
+        return chosen.of_classes(logits) - logits.softmax(-1)
+
+
+class Answer(Target):
+    """The tokens of an answer, each at the position that predicts it: the sum of what a target explains of each.
+
+    Parameters
+    ----------
+    tokens : sequence of int
+        The answer's tokens. The logits that predict them are the output's last positions, as a language model gives
+        them for the prompt and the answer without its last token.
+    kind : type of Target, optional
+        What is explained of each token: :class:`Label` (default), :class:`Contrastive` or :class:`LogProb`.
+    among : sequence of int, optional
+        Which of the tokens are explained, counted from 0: those of a sentence, for example. By default all of them.
+
+    Raises
+    ------
+    ValueError
+        If there is no token, or none of a number.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from zennit_attn.targets import Answer
+    >>> Answer([2, 0])(torch.tensor([[[9.0, 9.0, 9.0], [1.0, 2.0, 3.0], [4.0, 5.0, 6.0]]]))
+    tensor([[[0., 0., 0.],
+             [0., 0., 3.],
+             [4., 0., 0.]]])
+    """
+
+    given = {"tokens": "tokens", "kind": "kind", "among": "among"}
+
+    def __init__(self, tokens: Sequence[int], kind: type[Any] = Label, among: Sequence[int] | None = None) -> None:
+        super().__init__()
+        self.tokens, self.kind, self.among = list(map(int, tokens)), kind, None if among is None else list(among)
+        if not self.tokens:
+            raise ValueError("got an answer without tokens, expected at least one")
+        for number in self.among or ():
+            if not 0 <= number < len(self.tokens):
+                raise ValueError(f"got among={self.among}, expected numbers from 0 to {len(self.tokens) - 1}")
+
+    def weights(self, output: Tensor, attention_mask: Tensor | None = None) -> Tensor:
+        """Return the weights of each token at the position that predicts it.
+
+        Raises
+        ------
+        ValueError
+            If the output has fewer positions than the answer has tokens.
+        """
+        if output.dim() != 3 or output.shape[1] < len(self.tokens):
+            raise ValueError(
+                f"got an output of shape {tuple(output.shape)} for an answer of {len(self.tokens)} tokens, expected "
+                "(batch, positions, classes) with a position for each: that of the prompt's last token and on."
+            )
+        among = range(len(self.tokens)) if self.among is None else self.among
+        first = output.shape[1] - len(self.tokens)
+        weights = torch.zeros_like(output)
+        for number in among:
+            logits = output.detach()[:, first + number]
+            weights[:, first + number] = self.kind(self.tokens[number]).of_classes(logits)
+        return weights
+
+
+class Each(Target):
+    """Several targets of one forward pass, explained by a backward pass each, or one for some of them together.
+
+    :class:`~zennit_attn.InputXGradient` returns relevance with the targets as its first dimension.
+
+    Parameters
+    ----------
+    targets : sequence of Target
+        The targets.
+    chunk : int, optional
+        How many backward passes run as one (default 1). It takes the memory of as many signals; on a CPU it is hardly
+        faster, on a GPU it may be.
+
+    Raises
+    ------
+    ValueError
+        If there are no targets, or no such chunks.
+    """
+
+    given = {"targets": "targets", "chunk": "chunk"}
+
+    def __init__(self, targets: Sequence[Target], chunk: int = 1) -> None:
+        super().__init__()
+        self.targets, self.chunk = list(targets), chunk
+        if not self.targets or chunk < 1:
+            raise ValueError(f"got {len(self.targets)} targets in chunks of {chunk}, expected at least one of each")
+
+    def weights(self, output: Tensor, attention_mask: Tensor | None = None) -> Tensor:
+        """Return the weights of each target, of shape ``(targets, *output.shape)``."""
+        return torch.stack([target.weights(output, attention_mask) for target in self.targets])
 
 
 def __dir__() -> list[str]:
