@@ -31,6 +31,8 @@ ROOT = Path(__file__).parent.parent
 PUBLIC = [
     "AttnLRPComposite",
     "CPLRPComposite",
+    "Explainer",
+    "Explanation",
     "FunctionCanonizer",
     "GammaViTComposite",
     "InputXGradient",

@@ -20,9 +20,13 @@ if TYPE_CHECKING:
     from . import targets as targets
     from . import tuning as tuning
     from ._public import *  # noqa: F403
+    from .explain import Explainer as Explainer
+    from .explain import Explanation as Explanation
 
 #: Modules and packages that are public as a whole.
 _ROOMS = ("composites", "errors", "evaluation", "heatmap", "rules", "targets", "tuning")
+#: What takes transformers.
+_QUESTIONS = ("Explainer", "Explanation")
 
 
 def __getattr__(name: str) -> Any:
@@ -30,6 +34,8 @@ def __getattr__(name: str) -> Any:
         return import_module(f".{name}", __name__)
     if name == "__all__":
         return __dir__()
+    if name in _QUESTIONS:
+        return getattr(import_module(".explain", __name__), name)
     public = import_module("._public", __name__)
     if name in public.__all__:
         return getattr(public, name)
@@ -37,4 +43,4 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return sorted([*_ROOMS, *import_module("._public", __name__).__all__, "__version__"])
+    return sorted([*_ROOMS, *_QUESTIONS, *import_module("._public", __name__).__all__, "__version__"])

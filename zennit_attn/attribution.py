@@ -338,13 +338,16 @@ class InputXGradient(Attributor, Generic[Result]):
                     "AutoModelForSequenceClassification, or output_key and a function of the output."
                 )
             mask = getattr(tensor, MASK, target_mask(self.model, {**rest, **values}))
-            wanted = [*sources, *(leaf for _, leaf in constants)]
+            leaves_and_inner = [*sources, *(leaf for _, leaf in constants)]
             if isinstance(attr_output_fn, Each):
                 # all weights at once would take more memory than anything else
-                signals, relevance = self.signals_of_each(tensor, attr_output_fn, mask, scale, wanted), tensor
+                signals, relevance = self.signals_of_each(tensor, attr_output_fn, mask, scale, leaves_and_inner), tensor
             else:
                 weights = self.weights(tensor, attr_output_fn, mask)
-                signals, relevance = self.signals(tensor, weights * scale, wanted), relevance_of(tensor, weights)
+                signals, relevance = (
+                    self.signals(tensor, weights * scale, leaves_and_inner),
+                    relevance_of(tensor, weights),
+                )
         better = scale_for_float16(signals[: len(sources)])
         if scale != 1:
             signals = tuple(None if signal is None else signal.float() / scale for signal in signals)

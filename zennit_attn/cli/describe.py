@@ -6,7 +6,8 @@ import argparse
 import json
 
 from ..composites.parameters import parameters_of
-from ..explain.explainer import check_composite, composite_of, empty_model, loader_of
+from ..explain.explainer import empty_model
+from ..explain.loading import check_composite, composite_of
 from .common import be_quiet, content_of
 from .parser import DONE
 
@@ -14,9 +15,8 @@ from .parser import DONE
 def run(args: argparse.Namespace) -> int:
     """Print which rule each module has."""
     be_quiet()
-    model = empty_model(args.model)
-    is_visual = "ImageClassification" in loader_of(model.config, args.model).__name__
-    composite = composite_of(args.composite or ("gamma_vit" if is_visual else "attnlrp"))
+    model, task = empty_model(args.model)
+    composite = composite_of(args.composite or task.preset)
     check_composite(composite, model)
     if not args.json:
         print(composite.describe(model))

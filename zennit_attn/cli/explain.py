@@ -1,55 +1,147 @@
-"""``zennit-attn explain``: a text, an image, or many of them."""
+"""``zennit-attn explain``: a text, an answer, an image, or many of them."""
 
 from __future__ import annotations
 
 import argparse
 import json
 import sys
+from pathlib import Path
 from typing import Any
 
 from ..composites.configuration import made_with
 from ..data import batch
 from ..errors import InputError
-from ..explain.explainer import Explainer
+from ..explain import Explainer, Explanation
+from ..explain.parts import Text
 from .common import be_quiet, content_of
-from .parser import DONE, SOME_FAILED, SUFFIXES
+from .parser import DONE, SAVED, SOME_FAILED
 
 
 def run(args: argparse.Namespace) -> int:
-    """Explain one text or image, or many."""
+    """Explain one text, answer or image, or many."""
     be_quiet()
     if args.input is not None:
         return explain_many(args)
     check_out(args)
-    explainer = Explainer(args.model, args.composite, args.device, args.dtype)
-    given = args.image if args.text is None else args.text
-    explanation = explainer.explain(given, args.target, args.contrastive)
-    for message in explanation.warnings:
-        print(f"zennit-attn: warning: {message}", file=sys.stderr)
-    value = f"logit {explanation.logit:+.4g}"
+    pairs = [(model, composite) for model in args.model for composite in args.composite or [None]]
+    explainers = [Explainer(model, None, composite, args.device, args.dtype) for model, composite in pairs]
+    found = [asked(explainer, args) for explainer in explainers]
+    for explanation in found:
+        for message in explanation.warnings:
+            print(f"zennit-attn: warning: {message}", file=sys.stderr)
+    if len(found) > 1:
+        return beside(explainers, found, args)
+    (explainer,), (explanation,) = explainers, found
+    if args.out is not None:
+        written(explanation, args)
+    if args.json:
+        content = {
+            **settings_of(explainer, args),
+            "input": None if args.text is None and args.image is None else str(args.image or args.text[0]),
+            **batch.summary(explanation),
+            **relevance_of(explanation, args),
+            "picture": None if args.out is None else str(args.out),
+            "warnings": list(explanation.warnings),
+        }
+        print(json.dumps(content, ensure_ascii=False))
+        return DONE
+    value = f"{explanation.value:+.4g}"
+    if explanation.rows[0].logit is not None and len(explanation.rows) == 1:
+        value = f"logit {explanation.rows[0].logit:+.4g}"
     if args.contrastive:
         value += f", {explanation.value:+.4g} above the mean of the others"
-    picture = explanation.picture(f"{explanation.label.strip()!r}, {value}, {explainer.composite.preset}")
-    if args.out is not None:
-        picture.save(args.out)
-    if args.json:
-        found = {
-            **settings_of(explainer, args),
-            "input": str(given),
-            **batch.summary(explanation),
-            "tokens": explanation.words,
-            "relevance": explanation.relevance.tolist(),
-            "picture": None if args.out is None else str(args.out),
-            "warnings": explanation.warnings,
-        }
-        print(json.dumps(found, ensure_ascii=False))
-        return DONE
     print(f"{explanation.label!r}: {value} ({explainer.composite.preset}, {explainer.device})")
-    if explanation.words is not None:
-        print(picture)
+    show(explanation, args)
+    return DONE
+
+
+def show(explanation: Explanation, args: argparse.Namespace) -> None:
+    """Print what a terminal shows of an explanation, and what was written."""
+    if isinstance(explanation.parts[0], Text):
+        print(explanation.picture(unit=args.unit or "token"))
     if args.out is not None:
         print(f"written: {args.out}")
+
+
+def written(explanation: Explanation, args: argparse.Namespace) -> None:
+    """Write an explanation to where it is to go."""
+    if args.unit is not None and args.out.suffix.lower() in (".png", ".svg", ".pdf"):
+        explanation.picture(unit=args.unit).save(args.out)
+    else:
+        explanation.save(args.out)
+
+
+def beside(explainers: list[Explainer], found: list[Explanation], args: argparse.Namespace) -> int:
+    """Show explanations of several models or presets side by side."""
+    if args.json or (args.out is not None and args.out.suffix.lower() in (".json", ".safetensors")):
+        raise InputError("got several explanations, which are a picture; expected one --model and --composite for data")
+    names = [f"{explainer.name} {explainer.composite.preset}" for explainer in explainers]
+    picture = found[0].beside(*found[1:], unit=args.unit or "word", names=names)
+    print(picture)
+    if args.out is not None:
+        picture.save(args.out)
+        print(f"written: {args.out}")
     return DONE
+
+
+def asked(explainer: Explainer, args: argparse.Namespace) -> Explanation:
+    """Explain what the options ask for.
+
+    Raises
+    ------
+    InputError
+        If they do not go together, or do not fit the model.
+    """
+    texts = [sys.stdin.read() if text == "-" else text for text in args.text or ()]
+    messages = messages_of(args)
+    if messages is not None or args.answer is not None:
+        if messages is None and len(texts) != 1:
+            raise InputError(f"got {len(texts)} texts for an answer, expected one --text, or --user or --chat")
+        if args.target is not None:
+            raise InputError("got --target for an answer, expected none: all of its tokens are explained")
+        documents = {path.name: path.read_text(encoding="utf-8") for path in args.document or ()}
+        return explainer.answer(
+            messages or texts[0], args.answer or None, documents=documents, max_new_tokens=args.max_new_tokens
+        )
+    given: list[Any] = texts
+    if args.image is not None:
+        given = [args.image, *([texts] if texts else [])]
+    elif args.audio is not None:
+        given = [args.audio]
+    return explainer(*given, target=args.target, contrastive=args.contrastive)
+
+
+def messages_of(args: argparse.Namespace) -> list[dict[str, Any]] | None:
+    """Return the messages of a chat, None if there is none.
+
+    Raises
+    ------
+    InputError
+        If the file has no messages.
+    """
+    if args.chat is not None:
+        try:
+            content = json.loads(args.chat.read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise InputError(f"cannot read --chat {str(args.chat)!r} ({error}); expected JSON in UTF-8") from error
+        if not isinstance(content, list):
+            raise InputError(f"got --chat with a {type(content).__name__}, expected a list of messages")
+        return content
+    if args.user is None:
+        if args.system is not None:
+            raise InputError("got --system without --user, expected what the user says")
+        return None
+    system = [] if args.system is None else [{"role": "system", "content": args.system}]
+    return [*system, {"role": "user", "content": args.user}]
+
+
+def relevance_of(explanation: Explanation, args: argparse.Namespace) -> dict[str, Any]:
+    """Return tokens and relevance for JSON."""
+    if args.unit is not None:
+        return {"unit": args.unit, "relevance": explanation.by(args.unit)}
+    is_text = isinstance(explanation.parts[0], Text)
+    tokens = list(explanation.tokens) if is_text else None
+    return {"tokens": tokens, "relevance": explanation.relevance.tolist()}
 
 
 def check_out(args: argparse.Namespace) -> None:
@@ -57,23 +149,30 @@ def check_out(args: argparse.Namespace) -> None:
     if args.format is not None:
         raise InputError(f"got --format {args.format} without --input; the end of --out says it")
     if args.out is None:
-        if args.json or args.text is not None:
+        if args.json or (args.image is None and args.audio is None):
             return  # a terminal shows texts, but no images
         raise InputError("got neither --out nor --json, expected a heatmap to write, such as --out heatmap.html")
-    if args.out.suffix.lower() not in SUFFIXES:
-        raise InputError(f"got --out {str(args.out)!r}, expected a name that ends with {', '.join(SUFFIXES)}")
-    if not args.out.parent.is_dir():
-        raise InputError(f"got --out {str(args.out)!r}, but there is no folder {str(args.out.parent)!r}; make it first")
+    check_place(args.out)
+
+
+def check_place(out: Path) -> None:
+    """Raise InputError if a file cannot be written, or its name has no known end."""
+    if out.suffix.lower() not in SAVED:
+        raise InputError(f"got --out {str(out)!r}, expected a name that ends with {', '.join(SAVED)}")
+    if not out.parent.is_dir():
+        raise InputError(f"got --out {str(out)!r}, but there is no folder {str(out.parent)!r}; make it first")
 
 
 def explain_many(args: argparse.Namespace) -> int:
     """Explain the rows of a file or folder into a folder."""
+    if len(args.model) > 1 or len(args.composite or ()) > 1:
+        raise InputError("got several models or composites with --input, expected one of each")
     if args.out is None:
         raise InputError("got --input without --out, expected a folder for the results, such as --out results")
     if args.input.is_dir() and args.out.resolve() == args.input.resolve():
         raise InputError(f"got {str(args.out)!r} as --input and as --out, expected two folders")
     rows = batch.rows_of(args.input, args.target)
-    explainer = Explainer(args.model, args.composite, args.device, args.dtype)
+    explainer = Explainer(args.model[0], None, (args.composite or [None])[0], args.device, args.dtype)
     suffix = args.format or "html"
     results = batch.Results(args.out, {**settings_of(explainer, args), "format": suffix})
     counts = batch.run(explainer, rows, results, args.contrastive, f".{suffix}")

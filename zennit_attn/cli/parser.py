@@ -15,18 +15,23 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from ..errors import InputError
 from ..version import __version__
 
 DONE, SOME_FAILED, REFUSED, STOPPED = 0, 1, 2, 130
 SUFFIXES = (".html", ".png", ".svg", ".pdf")
+SAVED = (*SUFFIXES, ".json", ".safetensors")
 #: Names that the commands know, too; there, they would take a second to import.
 PRESETS = ("attnlrp", "cp_lrp", "gamma_vit")
 DTYPES = ("float32", "float64", "bfloat16", "float16")
+#: Options of ``explain`` of which one has to be there.
+GIVEN = ("text", "image", "audio", "user", "chat", "input")
 EXAMPLES = """examples:
   zennit-attn explain --model gpt2 --text "Paris is the capital of" --out heatmap.html
   zennit-attn explain --model google/vit-base-patch16-224 --image cat.jpg --target "Egyptian cat" --out cat.png
+  zennit-attn explain --model HuggingFaceTB/SmolLM2-135M-Instruct --user "Why is the sky blue?" --out why.html
   zennit-attn explain --model gpt2 --input texts.jsonl --out results    # {"text": "...", "target": "..."} a line
   zennit-attn composites
   zennit-attn describe --model gpt2 --composite cp_lrp
@@ -74,6 +79,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         top.print_help()
         return DONE
     args = top.parse_args(given)
+    if args.command == "explain" and all(getattr(args, name) is None for name in GIVEN):
+        top.error(f"explain got nothing to explain, expected one of {', '.join(f'--{name}' for name in GIVEN)}")
     try:
         return int(importlib.import_module(f".{args.command}", __package__).run(args))
     except InputError as error:
@@ -103,7 +110,10 @@ def parser() -> argparse.ArgumentParser:
     )
     top.add_argument("--version", action="version", version=f"zennit-attn {__version__}")
     commands = top.add_subparsers(title="commands", required=True, metavar="COMMAND")
-    add_explain(commands.add_parser("explain", help="explain a text, an image, or many of them"))
+    add_explain(commands.add_parser("explain", help="explain a text, an answer, an image, or many of them"))
+    shown = commands.add_parser("show", help="draw an explanation again that was saved as .json or .safetensors")
+    shown.add_argument("file", type=Path, metavar="FILE", help="the explanation")
+    add_drawing(shown)
     commands.add_parser("composites", help="list the presets and their parameters")
     described = commands.add_parser("describe", help="print module, role and rule of a model; loads no weights")
     add_model(described)
@@ -117,25 +127,69 @@ def parser() -> argparse.ArgumentParser:
     return top
 
 
-def add_model(command: argparse.ArgumentParser) -> None:
-    """Add the options of a model and its rules."""
-    command.add_argument("--model", required=True, metavar="NAME_OR_PATH", help="on the Hugging Face hub, or a folder")
+def add_model(command: argparse.ArgumentParser, several: bool = False) -> None:
+    """Add the options of a model and its rules; of several, if they can be shown side by side."""
+    many: dict[str, Any] = {"nargs": "+"} if several else {}
+    command.add_argument(
+        "--model",
+        required=True,
+        metavar="NAME_OR_PATH",
+        help="on the Hugging Face hub, a folder, timm:NAME or torchvision:NAME",
+        **many,
+    )
     command.add_argument(
         "--composite",
         metavar="NAME_OR_FILE",
-        help=f"{', '.join(PRESETS)} or a TOML file (default: attnlrp for texts, gamma_vit for images)",
+        help=f"{', '.join(PRESETS)} or a TOML file (default: attnlrp; gamma_vit for image classifiers)",
+        **many,
+    )
+
+
+def add_drawing(command: argparse.ArgumentParser) -> None:
+    """Add the options of what is drawn and written."""
+    command.add_argument(
+        "--unit", metavar="UNIT", help="draw and print words, sentences, lines, messages or documents, not tokens"
+    )
+    command.add_argument(
+        "--out",
+        type=Path,
+        metavar="FILE",
+        help="what to write: .html, .png, .svg, .pdf, .json or .safetensors; with --input a folder",
     )
 
 
 def add_explain(command: argparse.ArgumentParser) -> None:
     """Add the options of ``explain``."""
     command.description = (
-        "Explain the next token of a causal language model, or the class that a text or image classifier chose."
+        "Explain the next token or the whole answer of a language model, or what another model made of its input."
     )
-    add_model(command)
-    given = command.add_mutually_exclusive_group(required=True)
-    given.add_argument("--text", help="the text")
+    add_model(command, several=True)
+    given = command.add_argument_group("what is given")
+    given.add_argument(
+        "--text",
+        action="append",
+        help="the text, or - for stdin; two for a pair, such as a question and a text; with --image, what it may show",
+    )
     given.add_argument("--image", type=Path, metavar="FILE", help="the image")
+    given.add_argument("--audio", type=Path, metavar="FILE.wav", help="the audio")
+    given.add_argument("--user", metavar="TEXT", help="what a user says to a chat model, whose answer is explained")
+    given.add_argument("--system", metavar="TEXT", help="what the model is told before that")
+    given.add_argument(
+        "--chat", type=Path, metavar="FILE.json", help='messages of a chat: [{"role": "user", "content": "..."}]'
+    )
+    given.add_argument(
+        "--document", type=Path, action="append", metavar="FILE", help="a text that the model is to answer from"
+    )
+    given.add_argument(
+        "--answer",
+        nargs="?",
+        const="",
+        metavar="TEXT",
+        help="the answer that is explained; without a text the model makes it, as it does with --user and --chat",
+    )
+    given.add_argument(
+        "--max-new-tokens", type=int, default=64, metavar="N", help="how long an answer is made (default: %(default)s)"
+    )
     given.add_argument(
         "--input",
         type=Path,
@@ -152,9 +206,7 @@ def add_explain(command: argparse.ArgumentParser) -> None:
     )
     command.add_argument("--device", default="auto", help="cpu, cuda, cuda:1, mps (default: a GPU if there is one)")
     command.add_argument("--dtype", choices=DTYPES, help="default: that of the loaded model")
-    command.add_argument(
-        "--out", type=Path, metavar="FILE", help="heatmap to write, as .html, .png, .svg or .pdf; with --input a folder"
-    )
+    add_drawing(command)
     command.add_argument(
         "--format", choices=[suffix[1:] for suffix in SUFFIXES], help="of the heatmaps of --input (default: html)"
     )

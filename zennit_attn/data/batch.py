@@ -19,7 +19,8 @@ from PIL import Image
 from tqdm import tqdm  # type: ignore[import-untyped]
 
 from ..errors import InputError
-from ..explain.explainer import Explainer, Explanation
+from ..explain import Explainer, Explanation
+from ..explain.parts import Text
 from ..hints import nearest
 from .journal import append, complete_lines
 
@@ -197,7 +198,7 @@ def run(explainer: Explainer, rows: list[Row], results: Results, contrastive: bo
         try:
             if row.given is None:
                 raise InputError(row.error)
-            explanation = explainer.explain(row.given, row.target, contrastive)
+            explanation = explainer(row.given, target=row.target, contrastive=contrastive)
             record |= saved(explanation, results.folder, row.name, suffix)
         except InputError as error:
             counts["failed"] += 1
@@ -214,11 +215,10 @@ def run(explainer: Explainer, rows: list[Row], results: Results, contrastive: bo
 
 def saved(explanation: Explanation, folder: Path, name: str, suffix: str) -> dict[str, Any]:
     """Write the picture of an explanation, and return what a record says of it."""
-    title = f"{explanation.label.strip()!r}, logit {explanation.logit:+.3g}"
-    explanation.picture(title).save(folder / f"{name}{suffix}")
+    explanation.picture().save(folder / f"{name}{suffix}")
     record = {**summary(explanation), "picture": f"{name}{suffix}"}
-    if explanation.words is not None:
-        return {**record, "tokens": explanation.words, "relevance": explanation.relevance.tolist()}
+    if isinstance(explanation.parts[0], Text):
+        return {**record, "tokens": list(explanation.tokens), "relevance": explanation.relevance.tolist()}
     np.save(folder / f"{name}.npy", explanation.relevance)
     return {**record, "relevance_file": f"{name}.npy"}
 
@@ -226,7 +226,7 @@ def saved(explanation: Explanation, folder: Path, name: str, suffix: str) -> dic
 def summary(explanation: Explanation) -> dict[str, Any]:
     """Return what is explained, for JSON."""
     return {
-        "target": {"index": explanation.index, "label": explanation.label},
-        "logit": explanation.logit,
+        "target": {"index": explanation.rows[0].index, "label": explanation.label},
+        "logit": explanation.rows[0].logit,
         "explained": explanation.value,
     }

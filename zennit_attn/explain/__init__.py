@@ -1,6 +1,7 @@
-"""Explainer: a model by its name, and the explanation of one text or image."""
+"""Ask a model why: Explainer for every task, and what it answers, as data and as pictures."""
 
-from .explainer import Explainer, Explanation
+from .explainer import Explainer
+from .explanation import Explanation
 
 __all__ = ["Explainer", "Explanation"]
 

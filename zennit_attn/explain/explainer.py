@@ -1,385 +1,357 @@
-"""Explainer: a model of transformers by its name, and the explanation of one text or image, for the command line.
-
-It explains the next token of causal language models, and classes of text and image classifiers. What a person can
-mend is an :class:`InputError`. This module does not write files, and has no chat templates: a text is taken as it is.
-"""
+"""Explainer: a model with its reader, and a question in one call."""
 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 import transformers
-from PIL import Image, ImageOps
+from PIL import Image
 from torch import Tensor
-from transformers.models.auto import modeling_auto
 
-from .. import heatmap, targets
-from ..adapters import explained
+from ..adapters import explained, target_mask
 from ..attribution import InputXGradient
-from ..composites.configuration import load_composite
-from ..composites.registration import input_x_gradient
+from ..composites.configuration import made_with
 from ..composites.transformer import TransformerComposite
 from ..errors import InputError
-from ..hints import nearest
-
-#: Auto classes of the models that can be explained, each with the names of their architectures.
-LOADERS: dict[Any, Mapping[str, Any]] = {
-    transformers.AutoModelForCausalLM: modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
-    transformers.AutoModelForSequenceClassification: modeling_auto.MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES,
-    transformers.AutoModelForImageClassification: modeling_auto.MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES,
-}
-DTYPES = ("float32", "float64", "bfloat16", "float16")
-# tokenizers that have no limit say so by a huge one
-NO_LIMIT = 10**9
-
-
-@dataclass(frozen=True)
-class Explanation:
-    """What is explained of an input, and the relevance of its parts.
-
-    Attributes
-    ----------
-    index : int
-        The explained token or class.
-    label : str
-        Its text or name.
-    logit : float
-        Its logit.
-    value : float
-        What is explained: the logit, or with a contrastive target the logit minus the mean of all others.
-    relevance : numpy.ndarray
-        Shape ``(tokens,)``, or ``(height, width)``, summed over channels.
-    words : list of str or None
-        Text of the tokens.
-    pixels : numpy.ndarray or None
-        The image as the model sees it, from 0 to 1, of shape ``(channels, height, width)``.
-    is_first_special : bool
-        Whether the first token is one of the tokenizer's own, which often is an attention sink.
-    warnings : list of str
-        What was reported on the way, as operations without a rule.
-    """
-
-    index: int
-    label: str
-    logit: float
-    value: float
-    relevance: np.ndarray[Any, Any]
-    words: list[str] | None
-    pixels: np.ndarray[Any, Any] | None
-    is_first_special: bool
-    warnings: list[str]
-
-    def picture(self, title: str = "") -> heatmap.Heatmap:
-        """Return the heatmap."""
-        if self.words is None:
-            return heatmap.images(self.relevance, self.pixels, title=title)
-        skipped = int(self.is_first_special and len(self.words) > 1)
-        return heatmap.tokens(self.words, self.relevance, skip_first=skipped, title=title)
+from ..targets import Target
+from . import answers, loading
+from .explanation import Explanation
+from .loading import TIMM, TORCHVISION, first_line
+from .parts import Part, Row, Text
+from .reading import Reading, check_length, limit_of, moved, text_of
+from .tasks import TASKS, Task, task_of
+from .wrapping import Images
 
 
 class Explainer:
-    """A model with its tokenizer or image processor, and the composite by which it is explained.
+    """A model with its tokenizer or processor, of which it can be asked why it said what it said.
 
     Parameters
     ----------
-    name : str
-        Name on the hub, or a folder.
-    composite : str, optional
-        Preset or TOML file; by default ``"attnlrp"`` for texts and ``"gamma_vit"`` for images.
+    model : str or torch.nn.Module
+        A name on the Hugging Face hub, a folder, ``"timm:NAME"``, ``"torchvision:NAME"`` (with ``@FILE``, weights of
+        a file), or a model that is loaded already.
+    reader : optional
+        Tokenizer or processor of a loaded model, or the transform of an image model. By default the model's own.
+    composite : str or TransformerComposite, optional
+        A preset, a TOML file, or a composite; by default ``"attnlrp"``, and ``"gamma_vit"`` for image classifiers.
     device : str, optional
-        ``"auto"`` (a GPU if there is one), ``"cpu"``, ``"cuda"``, ``"cuda:1"``, ``"mps"``.
+        ``"auto"`` (a GPU if there is one; a loaded model stays where it is), ``"cpu"``, ``"cuda"``, ``"cuda:1"``,
+        ``"mps"``.
     dtype : str, optional
-        One of :data:`DTYPES`; by default that of the loaded model.
+        ``"float32"``, ``"float64"``, ``"bfloat16"`` or ``"float16"``; by default that of the model.
+    device_map : str or mapping, optional
+        For models of transformers that are too large for one device, as accelerate takes it.
+    labels : sequence of str or mapping of int to str, optional
+        Names of the classes, where the model has none.
+
+    Attributes
+    ----------
+    task : Task
+        What the model is asked for, a row of :data:`zennit_attn.explain.tasks.TASKS`.
 
     Raises
     ------
     InputError
-        If there is no such model, it is of another kind, the composite does not suit it, or there is no such device.
+        If there is no such model, its task is not known, the composite does not suit it, or there is no such device.
+
+    Examples
+    --------
+    >>> from zennit_attn import Explainer
+    >>> explainer = Explainer("HuggingFaceTB/SmolLM2-135M-Instruct")  # doctest: +SKIP
+    >>> explainer("The capital of France is").by("word")  # doctest: +SKIP
     """
 
-    def __init__(self, name: str, composite: str | None = None, device: str = "auto", dtype: str | None = None) -> None:
-        self.name, self.device = name, device_of(device)
-        config = load(transformers.AutoConfig, name)
-        self.loader = loader_of(config, name)
-        self.is_visual = self.loader is transformers.AutoModelForImageClassification
-        self.composite = composite_of(composite or ("gamma_vit" if self.is_visual else "attnlrp"))
-        self.reader: Any = load(transformers.AutoImageProcessor if self.is_visual else transformers.AutoTokenizer, name)
-        self.model = placed(load(self.loader, name).eval(), self.device, dtype)
-        self.attributor = InputXGradient(self.model, input_x_gradient(self.composite))
-        check_composite(self.composite, self.model)
+    def __init__(
+        self,
+        model: str | Path | torch.nn.Module,
+        reader: Any = None,
+        composite: str | TransformerComposite | None = None,
+        device: str = "auto",
+        dtype: str | None = None,
+        device_map: Any = None,
+        labels: Sequence[str] | Mapping[int, str] | None = None,
+    ) -> None:
+        found: Mapping[int, str] | None = None
+        if isinstance(model, torch.nn.Module):
+            self.name, self.model, self.task = named(model), model, task_of_module(model)
+            self.reader = reader
+            self.device = device_of_module(model) if device == "auto" else loading.device_of(device)
+        else:
+            self.name, self.device = str(model), loading.device_of(device)
+            self.model, self.reader, self.task, found = loaded(self.name, device_map)
+            self.reader = self.reader if reader is None else reader
+        if device_map is None and not getattr(self.model, "hf_device_map", None):
+            self.model = loading.placed(self.model, self.device, dtype)
+        self.model.eval()
+        if self.reader is None and self.task.reader:
+            raise InputError(f"got a {type(self.model).__name__} without a reader, expected its {self.task.reader}")
+        self.labels = labels_of(self.model, labels, found)
+        self.composite = loading.composite_of(composite or self.task.preset)
+        self.tokenizer = getattr(self.reader, "tokenizer", self.reader)
+        is_plain = not hasattr(self.model, "config")
+        wrap = Images if is_plain else self.task.wrap
+        self.wrapped = self.model if wrap is None else wrap(self.model)
+        loading.check_composite(self.composite, self.wrapped)
+        self._digest: str | None = None
 
-    def explain(self, given: str | Path, target: str | None = None, contrastive: bool = False) -> Explanation:
-        """Explain a text, or the image in a file.
+    def __repr__(self) -> str:
+        return f"Explainer({self.name!r}, {self.task.name}, {self.composite.preset}, {self.device})"
+
+    def __call__(self, *given: Any, target: Any = None, contrastive: bool = False) -> Explanation:
+        """Explain what the model makes of an input.
 
         Parameters
         ----------
-        given : str or pathlib.Path
-            The text, or the file.
-        target : str, optional
-            Token (the word, or ``#`` and its id) or class (name or number); by default that of the largest logit.
+        *given
+            What the task takes: a text, two texts, an image (a file, an image of Pillow, an array), an image and a list
+            of texts, audio (a WAV file or samples), or a series.
+        target : optional
+            What is explained, as the task has it: a token or a class by its name or number, ``(word, label)`` of a
+            token classifier, words or ``(start, end)`` of an answer in a text, ``(class, box)`` of a segmentation,
+            ``(class, query)`` of a detection, ``(step, channel)`` of a forecast; or a
+            :class:`zennit_attn.targets.Target`. By default what the model chose.
         contrastive : bool, optional
             Whether to explain the logit minus the mean of all others.
+
+        Returns
+        -------
+        Explanation
 
         Raises
         ------
         InputError
             If the input or the target does not fit the model, or the model cannot be explained.
         """
-        if isinstance(given, Path) != self.is_visual:
-            wanted, got = ("an image", "a text") if self.is_visual else ("a text", "an image")
-            raise InputError(f"got {got} for {self.name!r}, a {type(self.model).__name__}; expected {wanted}")
-        batch = self.read(given)
-        index = None if target is None else self.index_of(target)
-        chosen = pick(index, contrastive)
+        self.check_kind(given)
+        reading = self.task.read(self, *given)
+        ids = reading.batch.get("input_ids")
+        if ids is not None:
+            check_length(ids.shape[1], limit_of(self.model, self.tokenizer), self.name)
+        chosen = target if isinstance(target, Target) else self.task.target(self, reading, target, contrastive)
+        batch = moved(reading.batch, self.model, self.device)
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
-            output, relevance = self.attribute(batch, chosen)
-        logits = explained(output).detach()[0].float()
-        logits = logits if logits.dim() == 1 else logits[-1]
-        index = int(logits.argmax()) if index is None else index
-        ids = batch.get("input_ids")
-        messages = [first_line(str(item.message)) for item in caught]
-        unknown = None if ids is None else self.reader.unk_token_id
-        if unknown is not None and unknown in ids:
-            messages.append(f"the model does not know some of the words: it reads {self.reader.unk_token} there")
-        return Explanation(
-            index,
-            self.label_of(index),
-            float(logits[index]),
-            float((chosen.of_classes(logits[None])[0] * logits).sum()),
-            (relevance[0] if ids is not None else relevance[0].sum(0)).cpu().numpy(),
-            None if ids is None else heatmap.clean_tokens(self.reader.convert_ids_to_tokens(ids[0]), self.reader),
-            None if ids is not None else seen(batch["pixel_values"][0]),
-            ids is not None and int(ids[0, 0]) in self.reader.all_special_ids,
-            messages,
-        )
+            output, relevance = self.attribute(batch, chosen, tuple(reading.parts), self.task.output)
+        row = self.row(reading, output, chosen, batch)
+        parts = tuple(self.finished(name, part, relevance[name], reading, row) for name, part in reading.parts.items())
+        about = self.about({"target": "what the model chose" if target is None else str(target)}, contrastive)
+        return Explanation(self.task.name, parts, (row,), None, about, self.messages(caught, ids))
 
-    def attribute(self, batch: Mapping[str, Any], target: targets.Target) -> tuple[Any, Tensor]:
-        """Return the model's output and the relevance of its input."""
+    def answer(
+        self,
+        prompt: str | Sequence[Mapping[str, Any]],
+        answer: str | None = None,
+        *,
+        documents: Sequence[str] | Mapping[str, str] | None = None,
+        instead: str | None = None,
+        max_new_tokens: int = 64,
+        rows: str = "sentence",
+        target: type[Target] | None = None,
+        chunk: int = 1,
+    ) -> Explanation:
+        """Explain a whole answer of a language model: which words of the prompt it came from.
+
+        Parameters
+        ----------
+        prompt : str or sequence of mapping
+            A text, or the messages of a chat: ``[{"role": "user", "content": "..."}]``.
+        answer : str, optional
+            What the model answered; by default it is generated, greedily.
+        documents : sequence of str or mapping of str to str, optional
+            What the model is to answer from; they stand before the last message.
+        instead : str, optional
+            Another answer: what is explained is why the model gives this one rather than that.
+        max_new_tokens : int, optional
+            How long an answer is generated (default 64).
+        rows : {"sentence", "token", "word", "answer"}, optional
+            What has a row, and a backward pass, of its own. ``"answer"`` is one for the whole answer, ``"token"`` the
+            matrix of the answer's and the prompt's tokens.
+        target : type of Target, optional
+            What is explained of each token: :class:`~zennit_attn.targets.Label` (default, its logit),
+            :class:`~zennit_attn.targets.Contrastive` or :class:`~zennit_attn.targets.LogProb`.
+        chunk : int, optional
+            How many rows share a backward pass, see :class:`zennit_attn.targets.Each`.
+
+        Returns
+        -------
+        Explanation
+
+        Raises
+        ------
+        InputError
+            If the model is no language model, or something does not fit.
+        """
+        return answers.explain(self, prompt, answer, documents, instead, max_new_tokens, rows, target, chunk)
+
+    def check_kind(self, given: Sequence[Any]) -> None:
+        """Raise InputError if an image is given to a model of texts, or a text to one of images."""
+        first, takes = (given or (None,))[0], self.task.gives
+        is_image = isinstance(first, (Path, Image.Image))
+        is_text = isinstance(first, str) and "text" not in takes and not Path(first).exists()
+        if (is_image and "image" not in takes and "audio" not in takes) or is_text:
+            what = "a text" if is_text else "an image"
+            raise InputError(f"got {what} for {self.name!r}, a {type(self.model).__name__}; expected {takes}")
+
+    def attribute(
+        self, batch: Mapping[str, Any], target: Target, arguments: tuple[str, ...], output: str | None = None
+    ) -> tuple[Any, dict[str, Tensor]]:
+        """Return the model's output and the relevance of its inputs by their names.
+
+        Raises
+        ------
+        InputError
+            If there is no room, or the model cannot be explained.
+        """
         try:
-            with self.attributor:
-                return self.attributor(batch, target)
+            attributor = InputXGradient(self.wrapped, self.composite, output_key=output, argument=arguments)
+            found, relevance = attributor(batch, target)
         except torch.OutOfMemoryError as error:
             raise InputError(
                 f"{self.device} is out of memory ({first_line(str(error))}); give a shorter input, or try "
                 "--dtype bfloat16 or --device cpu"
             ) from error
+        except InputError:
+            raise
         # what a model refuses, and what the rules do not know, is said by what they raise
-        except (RuntimeError, TypeError, ValueError) as error:
+        except (RuntimeError, TypeError, ValueError, KeyError, NotImplementedError) as error:
             raise InputError(f"{self.name!r} cannot explain this: {first_line(str(error))}") from error
+        return found, relevance
 
-    def read(self, given: str | Path) -> Any:
-        """Return what the model takes, on its device."""
-        if isinstance(given, Path):
-            dtype = next(self.model.parameters()).dtype
-            return self.reader(images=picture_of(given), return_tensors="pt").to(self.device, dtype)
-        if not given.strip():
-            raise InputError(f"got the text {given!r}, expected words")
-        batch = self.reader(given, return_tensors="pt")
-        count, limit = batch["input_ids"].shape[1], self.limit()
-        if count > limit:
-            raise InputError(
-                f"got a text of {count} tokens, expected at most {limit}, which {self.name!r} takes; shorten it by "
-                f"{count - limit} tokens, or choose a model of a longer context"
-            )
-        return batch.to(self.device)
+    def row(self, reading: Reading, output: Any, target: Target, batch: Mapping[str, Any]) -> Row:
+        """Return what is explained of an output."""
+        tensor = explained(output, self.task.output).detach()
+        weights = target.weights(tensor, target_mask(self.model, batch))[0]
+        logits = tensor[0]
+        value = float((weights.double() * logits.double()).sum())
+        places = np.argwhere((weights == weights.max()).cpu().numpy()).tolist() if weights.dim() else [[0]]
+        label = self.task.label(self, reading, places)
+        if len(places) > 1 or not weights.dim():
+            return Row(label, value)
+        return Row(label, value, places[0][-1], float(logits[tuple(places[0])]))
 
-    def limit(self) -> int:
-        """Return how many tokens the model takes."""
-        config = self.model.config.get_text_config()
-        limits = (getattr(config, "max_position_embeddings", None), self.reader.model_max_length)
-        return min([int(limit) for limit in limits if limit is not None and 0 < limit < NO_LIMIT], default=NO_LIMIT)
+    def finished(self, name: str, part: Part | None, relevance: Tensor, reading: Reading, row: Row) -> Part:
+        """Return a part with its relevance."""
+        values = relevance.detach().cpu()
+        if part is None:
+            # of several texts, the one that is explained
+            text = text_of(self.tokenizer, reading.about["texts"][row.index or 0])
+            return text.with_relevance(values[row.index or 0, : len(text.tokens)][None].numpy())
+        if isinstance(part, Text):
+            return part.with_relevance(values.numpy())
+        if name == "pixel_values":
+            return part.with_relevance(values.sum(1).numpy())
+        values = values[:, None] if values.dim() == 2 else values
+        # as it is shown: channels first
+        shape = part.values.shape  # type: ignore[union-attr]
+        return part.with_relevance((values if values.shape[1:] == shape else values.transpose(1, 2)).numpy())
 
-    def index_of(self, target: str) -> int:
-        """Return the token or the class of a target."""
-        if self.loader is transformers.AutoModelForCausalLM:
-            return token_of(self.reader, target)
-        names = self.model.config.id2label
-        found = [index for index, name in names.items() if target in (str(index), name)]
-        if not found:
-            raise InputError(
-                f"got the target {target!r}, expected one of {len(names)} classes, by name or number; "
-                + nearest(target, names.values())
-            )
-        return int(found[0])
+    def read_images(self, image: Image.Image) -> dict[str, Any]:
+        """Return the arguments for an image."""
+        if isinstance(self.wrapped, Images):
+            return {"pixel_values": self.reader(image)[None]}
+        return dict(self.reader(images=image, return_tensors="pt"))
 
-    def label_of(self, index: int) -> str:
-        """Return the text of a token, or the name of a class."""
-        if self.loader is transformers.AutoModelForCausalLM:
-            return str(self.reader.decode([index]))
-        return str(self.model.config.id2label.get(index, index))
+    def about(self, asked: Mapping[str, Any], contrastive: bool = False) -> dict[str, Any]:
+        """Return what an explanation depends on."""
+        if self._digest is None:
+            self._digest = loading.digest_of(self.model)
+        dtype = next((parameter.dtype for parameter in self.model.parameters()), None)
+        return {
+            "model": self.name,
+            "class": type(self.model).__name__,
+            "revision": getattr(getattr(self.model, "config", None), "_commit_hash", None),
+            "digest": self._digest,
+            "preset": self.composite.preset,
+            "composite": repr(self.composite),
+            **asked,
+            "contrastive": contrastive,
+            "device": str(self.device),
+            "dtype": str(dtype).removeprefix("torch."),
+            "versions": made_with(None),
+        }
 
-
-def pick(index: int | None, contrastive: bool) -> targets.Target:
-    """Return the target of a token or class, or of the largest logit."""
-    if contrastive:
-        return targets.Contrastive(index)
-    return targets.MaxLogit() if index is None else targets.Label(index)
-
-
-def first_line(text: str) -> str:
-    """Return the first line of a message that has words in it."""
-    return next((line.strip() for line in text.splitlines() if line.strip()), "no message")
-
-
-def load(kind: Any, name: str) -> Any:
-    """Return what an auto class of transformers loads by a name.
-
-    Raises
-    ------
-    InputError
-        If it cannot.
-    """
-    try:
-        return kind.from_pretrained(name)
-    # a broken file raises what its reader raises, and there are many readers
-    except Exception as error:
-        raise InputError(
-            f"{kind.__name__} got --model {name!r} and cannot load it ({first_line(str(error))}); expected a folder "
-            "that save_pretrained wrote, or a name on the Hugging Face hub: check the spelling and the connection"
-        ) from error
+    def messages(self, caught: Sequence[warnings.WarningMessage], ids: Tensor | None) -> tuple[str, ...]:
+        """Return what was reported on the way."""
+        found = [first_line(str(item.message)) for item in caught]
+        unknown = None if ids is None else getattr(self.tokenizer, "unk_token_id", None)
+        if unknown is not None and ids is not None and unknown in ids:
+            found.append(f"the model does not know some of the words: it reads {self.tokenizer.unk_token} there")
+        return tuple(dict.fromkeys(found))
 
 
-def placed(model: Any, device: torch.device, dtype: str | None) -> Any:
-    """Return a model on a device, in a dtype if there is one given.
+def loaded(name: str, device_map: Any) -> tuple[Any, Any, Task, Mapping[int, str] | None]:
+    """Return a model by its name, its reader, its task, and the names of its classes if it does not have them.
 
     Raises
     ------
     InputError
-        If it has no room there, or has to stay as it is, as some quantised models do.
+        If there is none, or its task is not known.
     """
-    try:
-        return model.to(device, getattr(torch, dtype)) if dtype else model.to(device)
-    except (RuntimeError, ValueError) as error:
-        wanted = f"{device} in {dtype}" if dtype else str(device)
-        raise InputError(
-            f"cannot put {type(model).__name__} on {wanted} ({first_line(str(error))}); try another --device, and "
-            "--dtype bfloat16, or none for quantised models"
-        ) from error
+    images = next(task for task in TASKS if task.is_visual)
+    if name.startswith(TIMM):
+        return (*loading.timm_model(name.removeprefix(TIMM)), images, None)
+    if name.startswith(TORCHVISION):
+        model, transform, names = loading.torchvision_model(name.removeprefix(TORCHVISION))
+        return model, transform, images, None if names is None else dict(enumerate(names))
+    task = task_of_config(loading.load(transformers.AutoConfig, name), name)
+    options = {} if device_map is None else {"device_map": device_map}
+    model = loading.load(getattr(transformers, task.loader), name, **options)
+    reader = loading.load(getattr(transformers, task.reader), name) if task.reader else None
+    return model, reader, task, None
 
 
-def loader_of(config: Any, name: str) -> Any:
-    """Return the auto class of a model.
+def task_of_config(config: Any, name: str) -> Task:
+    """Return the task of a model, by its config.
 
     Raises
     ------
     InputError
-        If it is of a kind that is not explained here.
+        If it has none that is known.
     """
+    if config.model_type == "timm_wrapper":
+        # how checkpoints of timm are read, which do not name an architecture of transformers
+        return task_of("TimmWrapperForImageClassification", name)
     architecture = next(iter(config.architectures or ()), None)
-    for loader, names in LOADERS.items():
-        # some types of models have several architectures
-        if any(architecture in ((name,) if isinstance(name, str) else name) for name in names.values()):
-            return loader
-    raise InputError(
-        f"--model {name!r} is a {architecture or config.model_type + ' without an architecture in its config'}, "
-        "expected a causal language model, a sequence classifier or an image classifier; others are explained in "
-        "Python, with zennit_attn.InputXGradient"
-    )
+    return task_of(architecture or f"{config.model_type} without an architecture in its config", name)
 
 
-def empty_model(name: str) -> Any:
-    """Return a model without weights, to look at its modules."""
-    config = load(transformers.AutoConfig, name)
+def task_of_module(model: torch.nn.Module) -> Task:
+    """Return the task of a loaded model, by its class; one that is not of transformers takes images."""
+    if not hasattr(model, "config"):
+        return next(task for task in TASKS if task.is_visual)
+    return task_of(type(model).__name__, named(model))
+
+
+def named(model: Any) -> str:
+    """Return the name of a loaded model."""
+    return str(getattr(model, "name_or_path", "") or type(model).__name__)
+
+
+def device_of_module(model: torch.nn.Module) -> torch.device:
+    """Return the device of a model."""
+    return next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
+
+
+def labels_of(model: Any, given: Any, found: Mapping[int, str] | None) -> dict[int, str]:
+    """Return the names of a model's classes."""
+    names = given if given is not None else found
+    if names is None:
+        names = getattr(getattr(model, "config", None), "id2label", None) or {}
+    pairs = names.items() if isinstance(names, Mapping) else enumerate(names)
+    return {int(index): str(name) for index, name in pairs}
+
+
+def empty_model(name: str) -> tuple[Any, Task]:
+    """Return a model without weights, to look at its modules, and its task."""
+    config = loading.load(transformers.AutoConfig, name)
+    task = task_of_config(config, name)
+    kind = getattr(transformers, task.loader)
     with torch.device("meta"):
-        return loader_of(config, name).from_config(config)
-
-
-def composite_of(name: str) -> TransformerComposite:
-    """Return a composite by the name of a preset or a file.
-
-    Raises
-    ------
-    InputError
-        If there is none, or its file is wrong.
-    """
-    try:
-        return load_composite(name)
-    except (OSError, TypeError, ValueError) as error:
-        raise InputError(f"--composite: {first_line(str(error))}") from error
-
-
-def check_composite(composite: TransformerComposite, model: torch.nn.Module) -> None:
-    """Raise InputError if a composite does not suit a model."""
-    try:
-        with composite.context(model):
-            pass
-    except (RuntimeError, TypeError, ValueError) as error:
-        raise InputError(f"--composite: {first_line(str(error))}") from error
-
-
-def device_of(name: str) -> torch.device:
-    """Return a device that is there.
-
-    Raises
-    ------
-    InputError
-        If it is not.
-    """
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        device = torch.device(name)
-    except RuntimeError:
-        raise InputError(f"got --device {name!r}, expected auto, cpu, cuda, cuda:1 or mps") from None
-    counts = {"cpu": 1, "cuda": torch.cuda.device_count(), "mps": int(torch.backends.mps.is_available())}
-    if counts.get(device.type, 0) <= (device.index or 0):
-        raise InputError(
-            f"got --device {name}, but torch finds {counts.get(device.type, 0)} such devices here; use --device cpu, "
-            "or a torch that is built for the device"
-        )
-    return device
-
-
-def token_of(tokenizer: Any, word: str) -> int:
-    """Return the token of a word, or of ``#`` and an id.
-
-    Raises
-    ------
-    InputError
-        If the word is not one token.
-    """
-    if word[:1] == "#" and word[1:].isdigit() and int(word[1:]) < len(tokenizer):
-        return int(word[1:])
-    # as a new word first, because that is what a text usually goes on with
-    for text in (word,) if word[:1].isspace() else (f" {word}", word):
-        ids = tokenizer.encode(text, add_special_tokens=False)
-        if len(ids) == 1 and ids[0] != tokenizer.unk_token_id:
-            return int(ids[0])
-    known = [tokenizer.decode([token]).strip() for token in range(len(tokenizer))]
-    raise InputError(
-        f"got the target {word!r}, expected one token of the vocabulary, as a word or as # and an id below "
-        f"{len(tokenizer)}; {nearest(word, known)}"
-    )
-
-
-def picture_of(path: Path) -> Image.Image:
-    """Return the image in a file, upright, in RGB.
-
-    Raises
-    ------
-    InputError
-        If Pillow cannot read it.
-    """
-    try:
-        with Image.open(path) as image:
-            return ImageOps.exif_transpose(image).convert("RGB")
-    # Pillow's readers raise SyntaxError and ValueError, too
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise InputError(
-            f"cannot read the image {str(path)!r} ({first_line(str(error))}); expected a PNG, JPEG or "
-            "another file that Pillow opens"
-        ) from error
-
-
-def seen(pixels: Tensor) -> np.ndarray[Any, Any]:
-    """Return a model's input of shape ``(channels, height, width)`` with values from 0 to 1."""
-    values = pixels.detach().float().cpu()
-    low, high = values.min(), values.max()
-    return ((values - low) / (high - low).clamp(min=1e-6)).numpy()
+        model = kind.from_config(config) if hasattr(kind, "from_config") else kind(config)
+    return (model if task.wrap is None else task.wrap(model)), task

@@ -19,7 +19,7 @@ from ..composites.transformer import TransformerComposite
 from ..evaluation.baselines import lrp
 from ..evaluation.features import Patches, Tokens, select
 from ..evaluation.perturbation import Interval, bootstrap
-from ..explain.explainer import seen
+from ..explain.reading import seen
 from ..inputs import single_input
 from .scatter import scatter
 from .study import Study

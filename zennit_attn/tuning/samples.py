@@ -24,7 +24,9 @@ from torchvision.transforms.v2.functional import pil_to_tensor, to_pil_image
 
 from ..composites.configuration import require_known
 from ..evaluation.features import Batch, Fixed, fix, select
-from ..explain.explainer import Explainer, device_of, picture_of
+from ..explain import Explainer
+from ..explain.loading import device_of
+from ..explain.reading import image_in
 from ..hints import nearest
 from ..inputs import single_input
 from ..targets import Label, MaxLogit
@@ -213,8 +215,8 @@ def read_subject(table: Mapping[str, Any], preset: str, folder: Path, source: st
         return Subject(
             function_of(module, "load_model")().to(place), lambda images: preprocess(stacked(images)).to(place), name
         )
-    explainer = Explainer(str(folder / name) if (folder / name).is_dir() else name, preset, device)
-    if not explainer.is_visual:
+    explainer = Explainer(str(folder / name) if (folder / name).is_dir() else name, composite=preset, device=device)
+    if not explainer.task.is_visual:
         raise ValueError(f"{source} got the model {name!r}, expected one that classifies images; use Python for others")
     dtype = next(explainer.model.parameters()).dtype
 
@@ -302,7 +304,7 @@ def read_pictures(table: Mapping[str, Any], counts: list[int], folder: Path, sou
     order = torch.randperm(len(items), generator=generator).tolist()
     chosen = order[: counts[0]], order[counts[0] : sum(counts)]
     if given == ["folder"]:
-        return [Pictures([picture_of(items[index]) for index in part]) for part in chosen]
+        return [Pictures([image_in(items[index]) for index in part]) for part in chosen]
     pairs = [[items[index] for index in part] for part in chosen]
     return [Pictures([image for image, _ in part], torch.tensor([label for _, label in part])) for part in pairs]
 

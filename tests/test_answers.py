@@ -1,0 +1,211 @@
+"""Answers: rows, chats and documents, against single explanations and the tokenizer's own templates."""
+
+import models
+import numpy as np
+import pytest
+import readers
+import torch
+import transformers
+
+from zennit_attn import AttnLRPComposite, Explainer, Explanation, InputXGradient, targets
+from zennit_attn.errors import InputError
+from zennit_attn.explain.units import sentences, words
+
+CHAT = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": " Who is Clara? "}]
+ANSWER = "Clara has a goat. It is true! 中文"
+
+
+@pytest.fixture(scope="module")
+def explainer():
+    return explainer_of(readers.byte_level())
+
+
+def explainer_of(tokenizer):
+    torch.manual_seed(0)
+    config = {**models.SMALL, "vocab_size": 400, "num_hidden_layers": 2, "eos_token_id": 2, "bos_token_id": 0}
+    return Explainer(models.scramble(transformers.LlamaForCausalLM(transformers.LlamaConfig(**config))), tokenizer)
+
+
+def alone(explainer, ids):
+    """Return the relevance of the prompt for the last of some tokens, by an explanation of its own."""
+    batch = {"input_ids": torch.tensor([ids[:-1]])}
+    return InputXGradient(explainer.model, AttnLRPComposite())(batch, targets.Label(ids[-1]))[1][0]
+
+
+@pytest.mark.parametrize("chunk", [1, 3, 64])
+def test_the_matrix_is_single_explanations_and_sums_to_that_of_the_answer(explainer, chunk):
+    explanation = explainer.answer(CHAT, ANSWER, rows="token", chunk=chunk)
+    ids = explainer.tokenizer.apply_chat_template(CHAT, add_generation_prompt=True)["input_ids"]
+    said = explainer.tokenizer(ANSWER, add_special_tokens=False)["input_ids"]
+    assert [row.index for row in explanation.rows] == said
+    for number in range(len(said)):
+        expected = alone(explainer, [*ids, *said[: number + 1]])
+        got = np.concatenate([explanation.matrix[number], explanation.answer.relevance[number]])
+        torch.testing.assert_close(torch.from_numpy(got[: len(expected)]), expected, rtol=1e-5, atol=1e-7)
+        # later tokens are not there yet
+        assert not got[len(expected) :].any()
+    whole = explainer.answer(CHAT, ANSWER, rows="answer")
+    np.testing.assert_allclose(whole.relevance, explanation.relevance, rtol=1e-5, atol=1e-7)
+    assert whole.value == pytest.approx(explanation.value)
+    by_sentence = explainer.answer(CHAT, ANSWER)
+    assert [row.label for row in by_sentence.rows] == ["Clara has a goat.", " It is true!", " 中文"]
+    np.testing.assert_allclose(by_sentence.relevance, explanation.relevance, rtol=1e-5, atol=1e-7)
+
+
+def test_a_chat_has_the_tokens_of_its_template(explainer):
+    explanation = explainer.answer(CHAT, ANSWER)
+    ids = explainer.tokenizer.apply_chat_template(CHAT, add_generation_prompt=True)["input_ids"]
+    (prompt,) = explanation.parts
+    rendered = explainer.tokenizer.apply_chat_template(CHAT, tokenize=False, add_generation_prompt=True)
+    assert (prompt.text, len(prompt.tokens)) == (rendered, len(ids))
+    assert list(explanation.by("message")) == ["elsewhere", "system", "user"]
+    assert explanation.warnings == ()
+    # text that is rendered already gets no special tokens again
+    again = explainer.answer(rendered, ANSWER)
+    np.testing.assert_array_equal(again.matrix, explanation.matrix)
+    assert again.warnings == ()
+
+
+def test_text_for_a_chat_model_is_warned_of(explainer):
+    (warning,) = explainer.answer("The capital of France is", "Paris").warnings
+    assert "trained on chats" in warning
+    plain = explainer_of(readers.byte_level(chat=False))
+    explanation = plain.answer("The capital of France is", "Paris")
+    assert explanation.warnings == ()
+    # as one text has them: a beginning of its own, and a space before the answer
+    assert explanation.tokens[0] == "<s>"
+    assert explanation.answer.text == " Paris"
+    with pytest.raises(InputError, match="no chat template"):
+        plain.answer(CHAT)
+
+
+def test_an_answer_is_generated_greedily(explainer):
+    explanation = explainer.answer(CHAT, max_new_tokens=5, rows="token")
+    ids = torch.tensor([explainer.tokenizer.apply_chat_template(CHAT, add_generation_prompt=True)["input_ids"]])
+    for row in explanation.rows:
+        best = int(explainer.model(ids).logits[0, -1].argmax())
+        assert row.index == best
+        ids = torch.cat([ids, torch.tensor([[best]])], 1)
+    # spans of bytes that make a letter together
+    assert explanation.answer.text == "".join(
+        explanation.answer.text[slice(*span)] for span in explanation.answer.spans
+    )
+
+
+def test_documents_are_named_and_add_up(explainer):
+    documents = {"a.txt": "Clara has a goat.\n", "b.txt": "Bob has a dog!"}
+    explanation = explainer.answer(CHAT, ANSWER, documents=documents)
+    shares = explanation.by("document")
+    assert list(shares) == ["elsewhere", "a.txt", "b.txt"]
+    assert sum(shares.values()) == pytest.approx(float(explanation.relevance.sum()), abs=1e-6)
+    per_sentence = explanation.by("document", answer="sentence")
+    assert list(per_sentence) == ["Clara has a goat.", "It is true!", "中文"]
+    for name, value in shares.items():
+        assert sum(part[name] for part in per_sentence.values()) == pytest.approx(value, abs=1e-6)
+    assert list(explainer.answer(CHAT, ANSWER, documents=["One.", "Two."]).by("document")) == [
+        "elsewhere", "document 1", "document 2",
+    ]  # fmt: skip
+    with pytest.raises(InputError, match="expected a text of words"):
+        explainer.answer(CHAT, ANSWER, documents=[" "])
+
+
+@pytest.mark.parametrize("kind", [targets.LogProb, targets.Contrastive])
+def test_what_is_explained_of_each_token(explainer, kind):
+    explanation = explainer.answer(CHAT, ANSWER, target=kind)
+    ids = explainer.tokenizer.apply_chat_template(CHAT, add_generation_prompt=True)["input_ids"]
+    said = explainer.tokenizer(ANSWER, add_special_tokens=False)["input_ids"]
+    logits = explainer.model(torch.tensor([[*ids, *said]])).logits[0, len(ids) - 1 : -1].detach().double()
+    chosen = logits[range(len(said)), said]
+    if kind is targets.LogProb:
+        log = logits.log_softmax(-1)
+        expected = log[range(len(said)), said] - (log.exp() * log).sum(-1)
+    else:
+        expected = chosen - (logits.sum(-1) - chosen) / (logits.shape[-1] - 1)
+    assert explanation.value == pytest.approx(float(expected.sum()), rel=1e-5)
+
+
+def test_one_answer_rather_than_another(explainer):
+    one, other = (explainer.answer(CHAT, text, rows="answer") for text in ("Paris", "Rome is high"))
+    explanation = explainer.answer(CHAT, "Paris", instead="Rome is high")
+    np.testing.assert_allclose(explanation.relevance, one.relevance - other.relevance, atol=1e-6)
+    assert explanation.value == pytest.approx(one.value - other.value)
+    assert explanation.label == "Paris rather than Rome is high"
+
+
+def test_units_of_the_answer(explainer):
+    explanation = explainer.answer(CHAT, ANSWER, rows="token")
+    assert list(explanation.by("message", answer="word"))[:5] == ["Clara", "has", "a", "goat", "."]
+    total = float(explanation.relevance.sum())
+    for unit in ("token", "word", "sentence", "line", {"goat": (12, 16)}):
+        found = explanation.by("word", answer=unit)
+        assert sum(sum(part.values()) for part in found.values()) == pytest.approx(total, abs=1e-6)
+    with pytest.raises(InputError, match='rows="token"'):
+        explainer.answer(CHAT, ANSWER).by("word", answer="word")
+
+
+@pytest.mark.parametrize("suffix", [".json", ".safetensors"])
+def test_saved_and_loaded(explainer, tmp_path, suffix):
+    explanation = explainer.answer(CHAT, ANSWER, documents=["Bob has a dog!"])
+    explanation.save(tmp_path / f"why{suffix}")
+    again = Explanation.load(tmp_path / f"why{suffix}")
+    assert again == explanation
+    np.testing.assert_array_equal(again.matrix, explanation.matrix)
+    np.testing.assert_array_equal(again.answer.relevance, explanation.answer.relevance)
+    assert again.by("document") == explanation.by("document")
+    assert again.about["class"] == "LlamaForCausalLM"
+    assert again.about["composite"] == "AttnLRPComposite()"
+
+
+@pytest.mark.parametrize("content", ["", "{}", "[1]", '{"format": "zennit-attn explanation", "version": 99}', "\x00"])
+@pytest.mark.parametrize("suffix", [".json", ".safetensors"])
+def test_files_that_are_none_are_refused(tmp_path, content, suffix):
+    (tmp_path / f"x{suffix}").write_text(content)
+    with pytest.raises(InputError, match="x"):
+        Explanation.load(tmp_path / f"x{suffix}")
+    with pytest.raises(InputError, match="cannot read"):
+        Explanation.load(tmp_path / f"none{suffix}")
+
+
+def test_as_a_table_and_side_by_side(explainer):
+    explanation = explainer.answer(CHAT, ANSWER)
+    table = explanation.to_dataframe("message")
+    assert list(table.index) == ["elsewhere", "system", "user"]
+    assert float(table.to_numpy().sum()) == pytest.approx(float(explanation.relevance.sum()), abs=1e-6)
+    other = Explainer(explainer.model, explainer.reader, composite="cp_lrp").answer(CHAT, ANSWER)
+    assert "Clara" in str(explanation.beside(other, names=["AttnLRP", "CP-LRP"]))
+    with pytest.raises(InputError, match="texts that differ"):
+        explanation.beside(explainer.answer("Who is Bob?", ANSWER))
+
+
+def test_what_does_not_fit_is_said(explainer):
+    for arguments, options, message in [
+        ((CHAT, " "), {}, "expected words"),
+        (([],), {}, "no messages"),
+        (([{"role": "user"}],), {}, 'expected {"role"'),
+        ((CHAT, ANSWER), {"rows": "sentences"}, "nearest: 'sentence'"),
+        (("a " * 3000, ANSWER), {}, "shorten it"),
+    ]:
+        with pytest.raises(InputError, match=message):
+            explainer.answer(*arguments, **options)
+    with pytest.raises(InputError, match="nearest: 'word'"):
+        explainer.answer(CHAT, ANSWER).by("words")
+    with pytest.raises(InputError, match="expected characters from 0"):
+        explainer.answer(CHAT, ANSWER).by({"far": (0, 10_000)})
+    with pytest.raises(ValueError, match="characters in common"):
+        explainer.answer(CHAT, ANSWER).by({"one": (0, 10), "two": (5, 12)})
+
+
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [
+        ("It's 8,320 m. Is it? Yes…", [["It's", "8,320", "m", ".", "Is", "it", "?", "Yes", "…"], 3]),
+        ("中文，很好。是！", [list("中文，很好。是！"), 2]),
+        ("1. One\n2. Two e.g. three", [["1", ".", "One", "2", ".", "Two", "e.g", ".", "three"], 2]),
+        ('"Really?" He went. 😀👍🏽', [['"', "Really", "?", '"', "He", "went", ".", "😀", "👍🏽"], 3]),
+    ],
+)
+def test_words_and_sentences(text, found):
+    for cut in (words, sentences):
+        assert "".join(text[slice(*span)] for span in cut(text)) == text
+    assert [text[slice(*span)].strip() for span in words(text)] == found[0]
+    assert len(sentences(text)) == found[1]

@@ -1,0 +1,303 @@
+"""Explainer: every task from what people have to relevance, by the calls of the attributor underneath."""
+
+import models
+import numpy as np
+import pytest
+import readers
+import timm
+import torch
+import torchvision
+import transformers
+from PIL import Image
+
+from zennit_attn import AttnLRPComposite, Explainer, GammaViTComposite, InputXGradient, targets
+from zennit_attn.errors import InputError
+from zennit_attn.explain.tasks import TASKS
+from zennit_attn.explain.wrapping import Similarity
+
+BERT = {"vocab_size": 300, "hidden_size": 24, "intermediate_size": 48, "num_attention_heads": 2, "num_hidden_layers": 2}
+TEXT = "The capital of France is Paris."
+LABELS = {0: "O", 1: "person", 2: "place"}
+SMALL_IMAGE = {**models.IMAGE, "num_hidden_layers": 2}
+
+pytestmark = pytest.mark.usefixtures("no_graph")
+
+
+@pytest.fixture
+def no_graph():
+    """Let what a test computes by itself have no graph."""
+    with torch.no_grad():
+        yield
+
+
+def bert(kind, **options):
+    return models.scramble(kind(transformers.BertConfig(**BERT, **options))).eval()
+
+
+def text_models():
+    labelled = {"id2label": LABELS, "label2id": {name: index for index, name in LABELS.items()}}
+    llama = transformers.LlamaConfig(**{**models.SMALL, "vocab_size": 400}, num_hidden_layers=2)
+    return {
+        "next token": (models.scramble(transformers.LlamaForCausalLM(llama)), readers.byte_level(), [TEXT], "#7"),
+        "masked token": (bert(transformers.BertForMaskedLM), readers.word_pieces(), ["Clara has a [MASK]."], "dog"),
+        "text classification": (
+            bert(transformers.BertForSequenceClassification, **labelled),
+            readers.word_pieces(),
+            [TEXT],
+            "person",
+        ),
+        "token classification": (
+            bert(transformers.BertForTokenClassification, **labelled),
+            readers.word_pieces(),
+            ["Clara has a dog in Paris"],
+            ("Paris", "place"),
+        ),
+        "question answering": (
+            bert(transformers.BertForQuestionAnswering),
+            readers.word_pieces(),
+            ["Who is Clara?", "Clara has a goat; Bob has a dog!"],
+            "a goat",
+        ),
+        "similarity": (
+            bert(transformers.BertModel, architectures=["BertModel"]),
+            readers.word_pieces(),
+            ["Clara has a dog", "Bob has a goat"],
+            None,
+        ),
+    }
+
+
+def vision(name):
+    config = transformers.ViTConfig(**SMALL_IMAGE, num_labels=3, id2label={0: "cat, kitty", 1: "dog", 2: "hen"})
+    if name == "image classification":
+        return models.scramble(transformers.ViTForImageClassification(config)), readers.images(), "dog"
+    if name == "semantic segmentation":
+        sizes = {"depths": [1, 1, 1, 1], "hidden_sizes": [8, 8, 16, 16], "decoder_hidden_size": 16}
+        config = transformers.SegformerConfig(**sizes, id2label={0: "wall", 1: "sky", 2: "tree"})
+        return models.scramble(transformers.SegformerForSemanticSegmentation(config)), readers.images(64), None
+    config = transformers.YolosConfig(
+        **{**SMALL_IMAGE, "image_size": [32, 32]}, num_detection_tokens=5, id2label={0: "cat", 1: "dog"}
+    )
+    return models.scramble(transformers.YolosForObjectDetection(config)), readers.images(), "dog"
+
+
+TEXT_TASKS = tuple(text_models())
+
+
+@pytest.mark.parametrize("wants", [False, True], ids=["chosen", "asked"])
+@pytest.mark.parametrize("name", TEXT_TASKS)
+def test_texts(name, wants):
+    model, tokenizer, given, target = text_models()[name]
+    explanation = Explainer(model, tokenizer)(*given, target=target if wants else None)
+    assert explanation.task == name
+    for part, text in zip(explanation.parts, given if name == "similarity" else ["\n".join(given)], strict=True):
+        assert part.text == text
+        assert part.relevance.shape == (1, len(part.tokens))
+        for unit in part.kinds():
+            assert sum(explanation.by(unit, part=explanation.parts.index(part)).values()) == pytest.approx(
+                float(part.relevance.sum()), abs=1e-6
+            )
+    # what has no part: biases, positions, and what rules keep
+    assert sum(explanation.shares().values()) == pytest.approx(explanation.value, abs=1e-5)
+    assert np.abs(explanation.relevance).max() > 0
+
+
+def test_a_next_token_is_what_the_attributor_gives():
+    model, tokenizer, given, _ = text_models()["next token"]
+    explanation = Explainer(model, tokenizer)(*given, target="#7", contrastive=True)
+    batch = tokenizer(given[0], return_tensors="pt")
+    output, relevance = InputXGradient(model, AttnLRPComposite())(batch, targets.Contrastive(7))
+    torch.testing.assert_close(torch.from_numpy(explanation.matrix), relevance)
+    (row,) = explanation.rows
+    assert (row.index, row.label) == (7, tokenizer.decode([7]))
+    logits = output.logits[0, -1].detach()
+    assert row.logit == pytest.approx(float(logits[7]))
+    assert row.value == pytest.approx(float(logits[7] - (logits.sum() - logits[7]) / 399), abs=1e-6)
+
+
+def test_a_masked_token_is_found_at_its_place():
+    model, tokenizer, given, target = text_models()["masked token"]
+    explanation = Explainer(model, tokenizer)(*given, target=target)
+    batch = tokenizer(given[0], return_tensors="pt")
+    place = (batch["input_ids"][0] == tokenizer.mask_token_id).nonzero().item()
+    wanted = targets.Label(tokenizer.convert_tokens_to_ids(target), place)
+    _, relevance = InputXGradient(model, AttnLRPComposite())(batch, wanted)
+    torch.testing.assert_close(torch.from_numpy(explanation.matrix), relevance)
+    with pytest.raises(InputError, match=r"got 0 times \[MASK\]"):
+        Explainer(model, tokenizer)("no mask")
+
+
+def test_a_label_of_a_token_by_word():
+    model, tokenizer, given, (word, label) = text_models()["token classification"]
+    explanation = Explainer(model, tokenizer)(*given, target=(word, label))
+    assert explanation.label == f"{label}: {word}"
+    place = explanation.tokens.index(f" {word}")
+    batch = tokenizer(given[0], return_tensors="pt")
+    _, relevance = InputXGradient(model, AttnLRPComposite())(batch, targets.Label(2, place))
+    torch.testing.assert_close(torch.from_numpy(explanation.matrix), relevance)
+    # what the model chose is never nothing
+    assert Explainer(model, tokenizer)(*given).label.split(":")[0] in ("person", "place")
+    with pytest.raises(InputError, match="nearest: 'Paris'"):
+        Explainer(model, tokenizer)(*given, target=("Pari", label))
+
+
+def test_an_answer_in_a_text_is_its_first_and_last_token():
+    model, tokenizer, given, target = text_models()["question answering"]
+    explanation = Explainer(model, tokenizer)(*given, target=target)
+    assert explanation.label == target
+    batch = tokenizer(*given, return_tensors="pt")
+    first, last = (explanation.tokens.index(word) for word in (" a", " goat"))
+    output = model(**batch)
+    total = output.start_logits[0, first] + output.end_logits[0, last]
+    assert explanation.value == pytest.approx(float(total), rel=1e-5)
+    start = len("Clara has ")
+    again = Explainer(model, tokenizer)(*given, target=(start, start + len(target)))
+    np.testing.assert_array_equal(again.matrix, explanation.matrix)
+    # the model's own answer is in the text, not in the question
+    assert Explainer(model, tokenizer)(*given).label in given[1]
+
+
+def test_similarity_is_the_cosine_of_two_texts():
+    model, tokenizer, given, _ = text_models()["similarity"]
+    explanation = Explainer(model, tokenizer)(*given)
+    states = [model(**tokenizer(text, return_tensors="pt")).last_hidden_state.mean(1) for text in given]
+    assert explanation.value == pytest.approx(float(torch.cosine_similarity(*states)), abs=1e-6)
+    one, other = (tokenizer(text, return_tensors="pt") for text in given)
+    batch = {
+        "input_ids": one["input_ids"], "attention_mask": one["attention_mask"],
+        "other_ids": other["input_ids"], "other_mask": other["attention_mask"],
+    }  # fmt: skip
+    attributor = InputXGradient(Similarity(model), AttnLRPComposite(), argument=("input_ids", "other_ids"))
+    _, relevance = attributor(batch, targets.MaxLogit())
+    for part, name in zip(explanation.parts, relevance, strict=True):
+        torch.testing.assert_close(torch.from_numpy(part.relevance), relevance[name])
+
+
+@pytest.mark.parametrize("name", ["image classification", "semantic segmentation", "object detection"])
+def test_images(name):
+    model, processor, target = vision(name)
+    explainer = Explainer(model.eval(), processor)
+    for wanted in (None, target):
+        explanation = explainer(readers.photo(), target=wanted)
+        (part,) = explanation.parts
+        assert part.relevance.shape == (1, *part.pixels.shape[1:])
+        assert np.abs(part.relevance).max() > 0
+        assert sum(explanation.shares().values()) == pytest.approx(explanation.value, abs=1e-4)
+    assert explanation.picture() is not None
+
+
+def test_a_class_has_synonyms_and_a_nearest_name():
+    model, processor, _ = vision("image classification")
+    explainer = Explainer(model.eval(), processor)
+    assert explainer(readers.photo(), target="kitty").rows[0].index == 0
+    with pytest.raises(InputError, match="nearest: 'dog'"):
+        explainer(readers.photo(), target="dgo")
+    with pytest.raises(InputError, match="expected an image"):
+        explainer("what is this?")
+
+
+def test_a_region_of_a_segmentation_is_a_box_or_a_pixel():
+    model, processor, _ = vision("semantic segmentation")
+    explainer = Explainer(model.eval(), processor)
+    image = Image.fromarray(readers.photo(64)[:, :64])
+    everywhere = explainer(image, target=("sky", (0, 0, 64, 64)))
+    pixels = processor(images=image, return_tensors="pt")["pixel_values"]
+    logits = model(pixels).logits.detach()
+    assert everywhere.value == pytest.approx(float(logits[0, 1].sum()), rel=1e-4)
+    one = explainer(image, target=("sky", (20, 30)))
+    scale = logits.shape[-1] / 64
+    assert one.value == pytest.approx(float(logits[0, 1, round(30 * scale), round(20 * scale)]), rel=1e-4)
+
+
+def test_an_object_by_class_and_query():
+    model, processor, _ = vision("object detection")
+    explainer = Explainer(model.eval(), processor)
+    explanation = explainer(readers.photo(), target=("dog", 3))
+    assert explanation.label == "dog (query 3)"
+    pixels = processor(images=readers.photo(), return_tensors="pt")["pixel_values"]
+    assert explanation.value == pytest.approx(float(model(pixels).logits[0, 3, 1]), rel=1e-4)
+
+
+@pytest.mark.parametrize("library", ["timm", "torchvision"])
+def test_models_of_timm_and_torchvision(library):
+    def transform(image):
+        pixels = torchvision.transforms.functional.pil_to_tensor(image.resize((32, 32))).float()
+        return pixels / 255 - 0.5
+
+    model = getattr(models, f"{library}_vit")().eval()
+    explanation = Explainer(model, transform, labels=[f"class {index}" for index in range(10)])(
+        readers.photo(), target="class 3"
+    )
+    pixels = transform(Image.fromarray(readers.photo()))[None]
+    _, relevance = InputXGradient(model, GammaViTComposite())(pixels, targets.Label(3))
+    torch.testing.assert_close(torch.from_numpy(explanation.matrix), relevance.sum(1))
+    assert explanation.label == "class 3"
+
+
+def test_models_by_name(tmp_path):
+    weights = timm.create_model("vit_tiny_patch16_224").state_dict()
+    torch.save(weights, tmp_path / "weights.pth")
+    explainer = Explainer(f"timm:vit_tiny_patch16_224@{tmp_path / 'weights.pth'}")
+    assert explainer.task.name == "image classification"
+    assert explainer(readers.photo()).matrix.shape == (1, 224, 224)
+    for name, message in (("timm:vit_tny_patch16_224", "nearest"), ("torchvision:vit_b_61", "nearest: 'vit_b_16'")):
+        with pytest.raises(InputError, match=message):
+            Explainer(name)
+
+
+def test_zero_shot_classification_shares_out_among_image_and_text():
+    text = {**models.SMALL, "vocab_size": 300, "num_hidden_layers": 2, "bos_token_id": 2, "eos_token_id": 3}
+    config = transformers.CLIPConfig(text_config=text, vision_config=SMALL_IMAGE, projection_dim=24)
+    model = models.scramble(transformers.CLIPModel(config)).eval()
+    processor = transformers.CLIPProcessor(
+        image_processor=transformers.CLIPImageProcessor(
+            size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32}
+        ),
+        tokenizer=readers.word_pieces(),
+    )
+    labels = ["a dog", "a goat in Rome"]
+    explanation = Explainer(model, processor)(readers.photo(), labels, target="a goat in Rome")
+    image, words = explanation.parts
+    assert explanation.label == "a goat in Rome"
+    assert words.text.split()[1:-1] == "a goat in Rome".split()
+    assert sum(explanation.shares().values()) == pytest.approx(explanation.value, abs=1e-4)
+    assert np.abs(image.relevance).max() > 0
+    assert np.abs(words.relevance).max() > 0
+    with pytest.raises(InputError, match="nearest"):
+        Explainer(model, processor)(readers.photo(), labels, target="a dgo")
+
+
+def test_audio(tmp_path):
+    config = transformers.Wav2Vec2Config(
+        hidden_size=24, num_hidden_layers=2, num_attention_heads=2, intermediate_size=48, conv_dim=(16, 16),
+        conv_kernel=(10, 3), conv_stride=(5, 2), num_conv_pos_embeddings=16, num_conv_pos_embedding_groups=2,
+        num_feat_extract_layers=2, classifier_proj_size=8, id2label={0: "dog", 1: "cat"},
+    )  # fmt: skip
+    model = models.scramble(transformers.Wav2Vec2ForSequenceClassification(config)).eval()
+    samples = np.random.default_rng(0).standard_normal(1600).astype(np.float32)
+    explanation = Explainer(model, transformers.Wav2Vec2FeatureExtractor())(samples, target="cat")
+    (part,) = explanation.parts
+    assert (part.rate, part.relevance.shape) == (16000, (1, 1, 1600))
+    assert sum(explanation.shares().values()) == pytest.approx(explanation.value, abs=1e-4)
+
+
+def test_series():
+    sizes = {"d_model": 16, "num_attention_heads": 2, "num_hidden_layers": 2, "ffn_dim": 32, "patch_length": 4}
+    config = {**sizes, "context_length": 32, "patch_stride": 4, "num_input_channels": 2, "prediction_length": 6}
+    config = transformers.PatchTSTConfig(**config, norm_type="layernorm", use_cls_token=True)
+    model = models.scramble(transformers.PatchTSTForPrediction(config)).eval()
+    series = np.cumsum(np.random.default_rng(0).standard_normal((32, 2)), 0)
+    explanation = Explainer(model)(series, target=(-1, 1))
+    assert explanation.parts[0].relevance.shape == (1, 2, 32)
+    forecast = model(torch.tensor(series, dtype=torch.float32)[None]).prediction_outputs
+    assert explanation.value == pytest.approx(float(forecast[0, -1, 1]), rel=1e-4)
+    with pytest.raises(InputError, match=r"expected \(32, 2\)"):
+        Explainer(model)(series[:10])
+
+
+def test_what_is_not_known_is_said():
+    with pytest.raises(InputError, match="without a reader, expected its AutoTokenizer"):
+        Explainer(text_models()["next token"][0])
+    with pytest.raises(InputError, match="expected one for next token, masked token"):
+        Explainer(transformers.BertForNextSentencePrediction(transformers.BertConfig(**BERT)), readers.word_pieces())
+    assert len({task.name for task in TASKS}) == len(TASKS)

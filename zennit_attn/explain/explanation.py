@@ -1,0 +1,330 @@
+"""Explanation: what was asked, and the relevance of every part of the input, as data and as pictures."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from .. import heatmap
+from ..errors import InputError
+from . import storage
+from .parts import Array, Part, Picture, Row, Text, sums
+from .units import Span, distinct
+
+if TYPE_CHECKING:
+    import pandas
+
+Unit = str | Mapping[str, Span]
+
+#: Formats of :meth:`Explanation.save`: data, a page, pictures.
+DATA, PAGE, PICTURES = (".json", ".safetensors"), (".html",), (".png", ".pdf", ".svg")
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """Why a model said what it said.
+
+    Attributes
+    ----------
+    task : str
+        What the model was asked for, see :data:`zennit_attn.explain.tasks.TASKS`.
+    parts : tuple
+        What it was given: :class:`~zennit_attn.explain.parts.Text`, :class:`~zennit_attn.explain.parts.Picture` or
+        :class:`~zennit_attn.explain.parts.Signal`, each with its relevance.
+    rows : tuple of Row
+        What is explained: one token or class, or the sentences or tokens of an answer.
+    answer : Text or None
+        What the model answered, with the relevance that its own words had for later ones.
+    about : dict
+        What this depends on: model and digest, preset and parameters, target, versions.
+    warnings : tuple of str
+        What was reported on the way.
+    """
+
+    task: str
+    parts: tuple[Part, ...]
+    rows: tuple[Row, ...]
+    answer: Text | None = None
+    about: dict[str, Any] = field(default_factory=dict)
+    warnings: tuple[str, ...] = ()
+
+    @property
+    def label(self) -> str:
+        """What is explained, in words: the token, the class, or the answer."""
+        return "".join(row.label for row in self.rows) if self.answer is None else self.answer.text
+
+    @property
+    def value(self) -> float:
+        """What is shared out, summed over rows."""
+        return sum(row.value for row in self.rows)
+
+    @property
+    def matrix(self) -> Array:
+        """Relevance of the first part: rows × its elements."""
+        return self.parts[0].relevance
+
+    @property
+    def relevance(self) -> Array:
+        """Relevance of the first part's elements, summed over rows."""
+        return np.asarray(self.matrix.sum(0))
+
+    @property
+    def tokens(self) -> tuple[str, ...]:
+        """Tokens of the text that was given.
+
+        Raises
+        ------
+        InputError
+            If there is no text.
+        """
+        return self.text_part().tokens
+
+    def text_part(self) -> Text:
+        """Return the text that was given.
+
+        Raises
+        ------
+        InputError
+            If there is none.
+        """
+        for part in self.parts:
+            if isinstance(part, Text):
+                return part
+        kinds = [type(part).__name__.lower() for part in self.parts]
+        raise InputError(f"got an explanation of {' and '.join(kinds)}, expected one of a text")
+
+    def by(self, unit: Unit = "word", answer: Unit | None = None, part: int | None = None) -> dict[str, Any]:
+        """Return the relevance of units of the text: sums, so that they add up to the sum over tokens.
+
+        Parameters
+        ----------
+        unit : str or mapping, optional
+            ``"token"``, ``"word"`` (default), ``"sentence"``, ``"line"``, ``"message"``, ``"document"``, or spans of
+            characters by name.
+        answer : str or mapping, optional
+            Units of the answer: the result is a dict of them, each with a dict of the prompt's units.
+        part : int, optional
+            Which of several texts; by default the first.
+
+        Returns
+        -------
+        dict
+            Name to relevance, in the order of the text. Of units of one name, the second is ``name#2``.
+
+        Raises
+        ------
+        InputError
+            If there are no such units.
+        """
+        text = self.text_part() if part is None else self.parts[part]
+        if not isinstance(text, Text):
+            raise InputError(f"got part={part}, a {type(text).__name__.lower()}, expected a text")
+        groups = text.groups(unit)
+        if answer is None:
+            return sums(text.relevance.sum(0, dtype=np.float64), groups)
+        return {
+            name: sums(text.relevance[indices].sum(0, dtype=np.float64), groups)
+            for name, indices in self.groups_of_rows(answer)
+        }
+
+    def groups_of_rows(self, unit: Unit) -> list[tuple[str, list[int]]]:
+        """Return the rows of each unit of the answer.
+
+        Raises
+        ------
+        InputError
+            If there is no answer, or its rows are not its tokens while a finer unit than theirs is asked for.
+        """
+        if self.answer is None:
+            raise InputError("got units of an answer for an explanation without one; expected Explainer.answer")
+        spans = tuple(row.span or (0, 0) for row in self.rows)
+        labels = tuple(row.label for row in self.rows)
+        found = Text(self.answer.text, labels, spans, (False,) * len(spans)).groups(unit)
+        if len(found) < len(self.rows) or len(self.rows) == 1:
+            return found
+        wanted = len(self.answer.groups(unit))
+        if wanted > len(self.rows):
+            raise InputError(
+                f"got {unit!r}, of which the answer has {wanted}, for {len(self.rows)} rows; expected "
+                'coarser units, or answer(..., rows="token")'
+            )
+        return found
+
+    def shares(self) -> dict[str, float]:
+        """Return the sum of relevance of each part, of the answer's own tokens, and of what has none of them.
+
+        What is left went to biases, positions and other constants, or was kept by a rule. All of it adds up to
+        :attr:`value`.
+        """
+        found = {part.name: float(part.relevance.sum()) for part in self.parts}
+        if self.answer is not None:
+            found[self.answer.name] = float(self.answer.relevance.sum())
+        return {**found, "everything else": self.value - sum(found.values())}
+
+    def minus(self, other: Explanation) -> Explanation:
+        """Return what speaks for this rather than for another explanation of the same input.
+
+        Raises
+        ------
+        InputError
+            If the inputs differ.
+        """
+        if [part.relevance.shape[1:] for part in self.parts] != [part.relevance.shape[1:] for part in other.parts]:
+            raise InputError("got explanations of two inputs, expected two of one")
+        parts = tuple(
+            one.with_relevance((one.relevance.sum(0) - two.relevance.sum(0))[None])
+            for one, two in zip(self.parts, other.parts, strict=True)
+        )
+        row = Row(f"{self.label.strip()} rather than {other.label.strip()}", self.value - other.value)
+        about = {**self.about, "rather_than": other.label}
+        return replace(self, parts=parts, rows=(row,), answer=None, about=about)
+
+    def picture(self, title: str | None = None, unit: Unit = "token", **options: Any) -> Any:
+        """Return the heatmap, see :mod:`zennit_attn.heatmap`, which takes the options.
+
+        Parameters
+        ----------
+        title : str, optional
+            Its title; by default what is explained.
+        unit : str or mapping, optional
+            What is drawn of a text, see :meth:`by`.
+        """
+        title = self.title() if title is None else title
+        part = self.parts[0]
+        if isinstance(part, Text):
+            first = int(bool(part.special) and part.special[0] and len(part.tokens) > 1)
+            words, values = list(part.tokens), part.relevance
+            if unit != "token":
+                groups = part.groups(unit)
+                words = [f" {name.split('#')[0] or name}" for name, _ in groups]
+                values = np.stack([values[:, indices].sum(1) for _, indices in groups], 1)
+            relevance: Any = values[0]
+            if len(self.rows) > 1:
+                labels = distinct(row.label.strip() for row in self.rows)
+                relevance = dict(zip(labels, values, strict=True))
+            return heatmap.tokens(words, relevance, title=title, **{"skip_first": first, **options})
+        if isinstance(part, Picture):
+            return heatmap.images(part.relevance.sum(0), part.pixels, title=title, **options)
+        raise InputError(f"no picture is known for a {type(part).__name__.lower()}")
+
+    def title(self) -> str:
+        """Return a title: what is explained, its value, and by which preset."""
+        value = self.rows[0]
+        number = (
+            f"logit {value.logit:+.4g}" if value.logit is not None and len(self.rows) == 1 else f"{self.value:+.4g}"
+        )
+        return ", ".join(filter(None, [repr(self.label.strip()), number, self.about.get("preset", "")]))
+
+    def beside(self, *others: Explanation, unit: Unit = "word", names: Sequence[str] | None = None) -> Any:
+        """Return a picture of several explanations of one text, by units, so that tokenizers may differ.
+
+        Parameters
+        ----------
+        *others : Explanation
+            Of another preset, target or model.
+        unit : str or mapping, optional
+            What is compared, see :meth:`by`.
+        names : sequence of str, optional
+            What stands before each row.
+
+        Raises
+        ------
+        InputError
+            If the texts differ.
+        """
+        every = (self, *others)
+        sides = [explanation.by(unit) for explanation in every]
+        texts = [explanation.text_part() for explanation in every]
+        shown = [key for key in sides[0] if all(key in side for side in sides)]
+        lost = [key for side in sides for key in side if key not in shown and key not in special_names(texts)]
+        if lost:
+            raise InputError(
+                f"got texts that differ in {lost[0]!r}, expected explanations of one text; those of other case "
+                "or accents can be compared by spans of characters"
+            )
+        titles = list(names) if names is not None else [explanation.title() for explanation in every]
+        rows = {title: np.array([side[key] for key in shown]) for title, side in zip(titles, sides, strict=True)}
+        return heatmap.tokens([f" {key.split('#')[0]}" for key in shown], rows, shared=False)
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the explanation: its data as JSON or safetensors, a page as HTML, a picture as PNG, PDF or SVG.
+
+        Raises
+        ------
+        InputError
+            If the name has another ending.
+        """
+        path = Path(path)
+        suffix = path.suffix.lower()
+        if suffix in PICTURES:
+            self.picture().save(path)
+        elif suffix in PAGE:
+            path.write_text(self.html(), encoding="utf-8")
+        elif suffix == ".safetensors":
+            storage.write_safetensors(path, self)
+        elif suffix == ".json":
+            storage.write_json(path, self)
+        else:
+            wanted = ", ".join((*DATA, *PAGE, *PICTURES))
+            raise InputError(f"got {str(path)!r}, expected a name that ends with one of {wanted}")
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> Explanation:
+        """Read what :meth:`save` wrote as JSON or safetensors.
+
+        Raises
+        ------
+        InputError
+            If the file is none.
+        """
+        return storage.read(Path(path), cls)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return everything as what JSON has: dicts, lists, strings and numbers."""
+        return storage.to_dict(self)
+
+    def to_dataframe(self, unit: Unit = "token") -> pandas.DataFrame:
+        """Return a DataFrame of units and their relevance, a column for each row; it takes pandas.
+
+        Raises
+        ------
+        ImportError
+            If pandas is not installed.
+        """
+        import pandas
+
+        text = self.text_part()
+        names, groups = zip(*text.groups(unit), strict=True)
+        columns = {
+            row.label.strip() or f"row {number}": [float(relevance[indices].sum()) for indices in groups]
+            for number, (row, relevance) in enumerate(zip(self.rows, text.relevance, strict=True))
+        }
+        return pandas.DataFrame(columns, index=pandas.Index(names, name=unit if isinstance(unit, str) else "span"))
+
+    def html(self) -> str:
+        """Return a page to read the explanation on."""
+        return str(self.picture()._repr_html_())
+
+    def _repr_html_(self) -> str:
+        return str(self.picture()._repr_html_())
+
+    def __repr__(self) -> str:
+        parts = ", ".join(f"{part.name} {part.relevance.shape[1:]}" for part in self.parts)
+        return (
+            f"Explanation({self.task} of {self.label.strip()!r}, {self.value:+.4g}, {len(self.rows)} rows of {parts})"
+        )
+
+
+def special_names(texts: Sequence[Text]) -> set[str]:
+    """Return the tokens that are in no text."""
+    return {
+        token.strip()
+        for text in texts
+        for token, (start, end) in zip(text.tokens, text.spans, strict=True)
+        if end <= start
+    }

@@ -1,0 +1,192 @@
+"""Loading: a model and its reader by a name on the hub, in a folder, in timm or in torchvision.
+
+What a person can mend is an :class:`~zennit_attn.errors.InputError`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import importlib.util
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+
+from ..composites.configuration import load_composite
+from ..composites.transformer import TransformerComposite
+from ..errors import InputError
+from ..hints import nearest
+
+DTYPES = ("float32", "float64", "bfloat16", "float16")
+#: What a name begins with that is no transformers model.
+TIMM, TORCHVISION = "timm:", "torchvision:"
+
+
+def first_line(text: str) -> str:
+    """Return the first line of a message that has words in it."""
+    return next((line.strip() for line in text.splitlines() if line.strip()), "no message")
+
+
+def load(kind: Any, name: str, **options: Any) -> Any:
+    """Return what an auto class of transformers loads by a name.
+
+    Raises
+    ------
+    InputError
+        If it cannot.
+    """
+    with refused(
+        f"{kind.__name__} got --model {name!r} and cannot load it",
+        "expected a folder that save_pretrained wrote, or a name on the Hugging Face hub: check the spelling and the "
+        "connection",
+    ):
+        return kind.from_pretrained(name, **options)
+
+
+@contextmanager
+def refused(what: str, advice: str) -> Iterator[None]:
+    """Turn whatever a library raises, of which there are many readers, into an InputError.
+
+    Raises
+    ------
+    InputError
+        At any error.
+    """
+    try:
+        yield
+    except InputError:
+        raise
+    except Exception as error:
+        raise InputError(f"{what} ({first_line(str(error)) or type(error).__name__}); {advice}") from error
+
+
+def placed(model: Any, device: torch.device, dtype: str | None) -> Any:
+    """Return a model on a device, in a dtype if there is one given.
+
+    Raises
+    ------
+    InputError
+        If it has no room there, or has to stay as it is, as some quantised models do.
+    """
+    if dtype is not None and dtype not in DTYPES:
+        raise InputError(f"got the dtype {dtype!r}, expected one of {', '.join(DTYPES)}; {nearest(dtype, DTYPES)}")
+    try:
+        return model.to(device, getattr(torch, dtype)) if dtype else model.to(device)
+    except (RuntimeError, ValueError) as error:
+        wanted = f"{device} in {dtype}" if dtype else str(device)
+        raise InputError(
+            f"cannot put {type(model).__name__} on {wanted} ({first_line(str(error))}); try another --device, and "
+            "--dtype bfloat16, or none for quantised models"
+        ) from error
+
+
+def device_of(name: str) -> torch.device:
+    """Return a device that is there.
+
+    Raises
+    ------
+    InputError
+        If it is not.
+    """
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise InputError(f"got --device {name!r}, expected auto, cpu, cuda, cuda:1 or mps") from None
+    counts = {"cpu": 1, "cuda": torch.cuda.device_count(), "mps": int(torch.backends.mps.is_available())}
+    if counts.get(device.type, 0) <= (device.index or 0):
+        raise InputError(
+            f"got --device {name}, but torch finds {counts.get(device.type, 0)} such devices here; use --device cpu, "
+            "or a torch that is built for the device"
+        )
+    return device
+
+
+def composite_of(given: str | TransformerComposite) -> TransformerComposite:
+    """Return a composite by the name of a preset or a file, or as it is.
+
+    Raises
+    ------
+    InputError
+        If there is none, or its file is wrong.
+    """
+    if isinstance(given, TransformerComposite):
+        return given
+    try:
+        return load_composite(given)
+    except (OSError, TypeError, ValueError) as error:
+        raise InputError(f"--composite: {first_line(str(error))}") from error
+
+
+def check_composite(composite: TransformerComposite, model: torch.nn.Module) -> None:
+    """Raise InputError if a composite does not suit a model."""
+    try:
+        with composite.context(model):
+            pass
+    except (RuntimeError, TypeError, ValueError) as error:
+        raise InputError(f"--composite: {first_line(str(error))}") from error
+
+
+def timm_model(name: str) -> tuple[Any, Any]:
+    """Return a model of timm by its name, or by ``NAME@FILE`` with weights of a file, and its transform.
+
+    Raises
+    ------
+    InputError
+        If timm is not installed, or has no such model.
+    """
+    if importlib.util.find_spec("timm") is None:
+        raise InputError(f"got {TIMM}{name}, but timm is not installed: pip install timm")
+    timm: Any = importlib.import_module("timm")
+    name, _, file = name.partition("@")
+    if not name.startswith("hf-hub:") and name.split(".")[0] not in timm.list_models():
+        raise InputError(f"got {TIMM}{name}, which timm does not have; {nearest(name, timm.list_models())}")
+    with refused(f"timm cannot load {name!r}", "expected a name with weights that can be reached, or NAME@FILE"):
+        model = timm.create_model(name, pretrained=not file, **({"checkpoint_path": file} if file else {}))
+        transform = timm.data.create_transform(**timm.data.resolve_model_data_config(model), is_training=False)
+    return model, transform
+
+
+def torchvision_model(name: str) -> tuple[Any, Any, list[str] | None]:
+    """Return a model of torchvision by its name, its transform, and the names of its classes.
+
+    Its weights are the default ones of torchvision, or those of a file: ``torchvision:vit_b_16@weights.pth``.
+
+    Raises
+    ------
+    InputError
+        If torchvision has no such model, or the weights do not fit.
+    """
+    import torchvision
+
+    name, _, file = name.partition("@")
+    known = torchvision.models.list_models(module=torchvision.models)
+    if name not in known:
+        raise InputError(f"got {TORCHVISION}{name}, which torchvision does not have; {nearest(name, known)}")
+    weights = torchvision.models.get_model_weights(name).DEFAULT
+    with refused(f"torchvision cannot load {name!r}", f"expected weights that can be reached, or {name}@FILE"):
+        if file:
+            model = torchvision.models.get_model(name)
+            model.load_state_dict(torch.load(file, map_location="cpu", weights_only=True))
+        else:
+            model = torchvision.models.get_model(name, weights=weights)
+    return model, weights.transforms(), list(weights.meta.get("categories", ())) or None
+
+
+def digest_of(model: torch.nn.Module) -> str:
+    """Return a fingerprint of a model: of its parameters' names and shapes, and of some values of each.
+
+    Two models of one fingerprint are the same for all that matters here; it is no protection from forgery.
+    """
+    found = hashlib.sha256()
+    for name, parameter in model.named_parameters():
+        found.update(json.dumps([name, list(parameter.shape), str(parameter.dtype)]).encode())
+        values = parameter.detach().flatten()
+        if parameter.device.type != "meta" and values.numel():
+            some = values[:: max(1, values.numel() // 64)][:64]
+            found.update(some.to("cpu", torch.float64).numpy().tobytes())
+    return found.hexdigest()[:16]

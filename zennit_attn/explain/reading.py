@@ -1,0 +1,350 @@
+"""Reading: what a person gives, as the arguments of a model and as parts to be shown with their relevance."""
+
+from __future__ import annotations
+
+import wave
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps
+from torch import Tensor
+
+from .. import heatmap
+from ..errors import InputError
+from .loading import first_line
+from .parts import Part, Picture, Segment, Signal, Text
+from .units import Span
+
+# tokenizers that have no limit say so by a huge one
+NO_LIMIT = 10**9
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What a model is called with, and what is shown of it.
+
+    Attributes
+    ----------
+    batch : dict
+        The model's arguments.
+    parts : dict of str to Part
+        What is explained, by the name of its argument; None where that depends on what is explained.
+    about : dict
+        What choosing a target needs to know: positions of a context, labels that were given, sizes.
+    """
+
+    batch: dict[str, Any]
+    parts: dict[str, Part | None]
+    about: dict[str, Any] = field(default_factory=dict)
+
+
+# texts
+
+
+def encoded(tokenizer: Any, *texts: str, special: bool = True) -> tuple[dict[str, Tensor], Text]:
+    """Return the ids of a text, or of a pair of texts, and the text with its tokens.
+
+    Parameters
+    ----------
+    tokenizer : transformers.PreTrainedTokenizerBase
+        The tokenizer.
+    *texts : str
+        One or two.
+    special : bool, optional
+        Whether the tokenizer adds its special tokens.
+
+    Raises
+    ------
+    InputError
+        If there is nothing to read, or no tokenizer for two texts.
+    """
+    for text in texts:
+        if not isinstance(text, str) or not text.strip():
+            raise InputError(f"got the text {text!r}, expected words")
+    is_fast = bool(getattr(tokenizer, "is_fast", False))
+    found = tokenizer(*texts, return_tensors="pt", add_special_tokens=special, return_offsets_mapping=is_fast)
+    offsets = found.pop("offset_mapping", None)
+    ids = found["input_ids"][0].tolist()
+    if not ids:
+        raise InputError(f"got the text {texts[0]!r}, of which the tokenizer makes no token; expected words")
+    if offsets is None:
+        return dict(found), text_of(tokenizer, ids)
+    # the second text stands below the first
+    starts, joined = [0], texts[0]
+    for text in texts[1:]:
+        starts.append(len(joined) + 1)
+        joined += "\n" + text
+    owners = found.sequence_ids(0)
+    spans = tuple(
+        (0, 0) if owner is None else (int(start) + starts[owner], int(end) + starts[owner])
+        for owner, (start, end) in zip(owners, offsets[0].tolist(), strict=True)
+    )
+    segments = tuple(
+        Segment("part", name, (start, start + len(text)))
+        for name, start, text in zip(("first", "second"), starts, texts, strict=False)
+        if len(texts) > 1
+    )
+    return dict(found), Text(joined, readable(tokenizer, ids), spans, specials(tokenizer, ids), "text", segments)
+
+
+def readable(tokenizer: Any, ids: Sequence[int]) -> tuple[str, ...]:
+    """Return the text of each token."""
+    return tuple(heatmap.clean_tokens(tokenizer.convert_ids_to_tokens(list(ids)), tokenizer))
+
+
+def specials(tokenizer: Any, ids: Sequence[int]) -> tuple[bool, ...]:
+    """Return which tokens are the tokenizer's own."""
+    own = set(tokenizer.all_special_ids)
+    return tuple(token in own for token in ids)
+
+
+def text_of(tokenizer: Any, ids: Sequence[int], name: str = "text") -> Text:
+    """Return the text that tokens make, where there is no other that they were made of."""
+    words = readable(tokenizer, ids)
+    ends = np.cumsum([len(word) for word in words]).tolist()
+    spans: list[Span] = list(zip([0, *ends[:-1]], ends, strict=True))
+    return Text("".join(words), words, tuple(spans), specials(tokenizer, ids), name)
+
+
+def limit_of(model: Any, tokenizer: Any) -> int:
+    """Return how many tokens a model takes."""
+    config = model.config.get_text_config() if hasattr(model.config, "get_text_config") else model.config
+    limits = (getattr(config, "max_position_embeddings", None), getattr(tokenizer, "model_max_length", None))
+    return min([int(limit) for limit in limits if limit is not None and 0 < limit < NO_LIMIT], default=NO_LIMIT)
+
+
+def check_length(count: int, limit: int, name: str) -> None:
+    """Raise InputError if there are more tokens than a model takes."""
+    if count > limit:
+        raise InputError(
+            f"got a text of {count} tokens, expected at most {limit}, which {name!r} takes; shorten it by "
+            f"{count - limit} tokens, or choose a model of a longer context"
+        )
+
+
+# images
+
+
+def image_of(given: Any) -> Image.Image:
+    """Return an image, upright and in RGB, of a file's name, an image of Pillow, or an array.
+
+    Raises
+    ------
+    InputError
+        If it is none.
+    """
+    if isinstance(given, (str, Path)):
+        return image_in(Path(given))
+    if isinstance(given, Tensor):
+        given = given.detach().cpu().numpy()
+    if isinstance(given, np.ndarray):
+        values = given.transpose(1, 2, 0) if given.ndim == 3 and given.shape[0] in (1, 3) else given
+        if values.dtype != np.uint8:
+            values = (values.clip(0, 1) * 255).round().astype(np.uint8)
+        given = Image.fromarray(values.squeeze(-1) if values.ndim == 3 and values.shape[-1] == 1 else values)
+    if not isinstance(given, Image.Image):
+        raise InputError(f"got {type(given).__name__} as an image, expected a file, an image of Pillow, or an array")
+    return ImageOps.exif_transpose(given).convert("RGB")
+
+
+def image_in(path: Path) -> Image.Image:
+    """Return the image in a file, upright, in RGB.
+
+    Raises
+    ------
+    InputError
+        If Pillow cannot read it.
+    """
+    try:
+        with Image.open(path) as image:
+            return ImageOps.exif_transpose(image).convert("RGB")
+    # Pillow's readers raise SyntaxError and ValueError, too
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise InputError(
+            f"cannot read the image {str(path)!r} ({first_line(str(error))}); expected a PNG, JPEG or "
+            "another file that Pillow opens"
+        ) from error
+
+
+def seen(pixels: Tensor) -> np.ndarray[Any, Any]:
+    """Return a model's input of shape ``(channels, height, width)`` with values from 0 to 1."""
+    values = pixels.detach().float().cpu()
+    low, high = values.min(), values.max()
+    return ((values - low) / (high - low).clamp(min=1e-6)).numpy()
+
+
+def shown(pixels: Tensor) -> Picture:
+    """Return what is shown of an image as a model sees it."""
+    return Picture(seen(pixels))
+
+
+# audio and series
+
+
+def samples_of(given: Any, rate: int | None) -> tuple[np.ndarray[Any, Any], int | None]:
+    """Return audio as one channel of floating-point numbers, of a WAV file or an array, and its rate.
+
+    Raises
+    ------
+    InputError
+        If it is none, or of another rate than the model's.
+    """
+    if isinstance(given, (str, Path)):
+        try:
+            with wave.open(str(given), "rb") as file:
+                width, found = file.getsampwidth(), file.getframerate()
+                frames = np.frombuffer(file.readframes(file.getnframes()), {1: "u1", 2: "<i2", 4: "<i4"}[width])
+                values = frames.reshape(-1, file.getnchannels()).mean(1)
+        except (OSError, EOFError, wave.Error, KeyError) as error:
+            raise InputError(
+                f"cannot read {str(given)!r} ({error}); expected a WAV file of 8, 16 or 32 bits"
+            ) from error
+        if rate is not None and found != rate:
+            raise InputError(f"got {str(given)!r} of {found} Hz, expected {rate} Hz: resample it")
+        values = (values - 128) / 128 if width == 1 else values / 2.0 ** (8 * width - 1)
+        return values.astype(np.float32), found
+    values = np.asarray(given.detach().cpu() if isinstance(given, Tensor) else given, dtype=np.float32)
+    if values.ndim != 1:
+        raise InputError(f"got audio of shape {values.shape}, expected one channel: a vector of samples")
+    return values, rate
+
+
+def series_of(given: Any) -> Tensor:
+    """Return a series of shape ``(1, time, channels)``.
+
+    Raises
+    ------
+    InputError
+        If it is none.
+    """
+    values = torch.as_tensor(np.asarray(given.detach().cpu() if isinstance(given, Tensor) else given))
+    values = values.float()[:, None] if values.dim() == 1 else values.float()
+    if values.dim() != 2:
+        raise InputError(f"got a series of shape {tuple(values.shape)}, expected (time, channels)")
+    return values[None]
+
+
+# of each task, given the explainer
+
+
+def read_text(explainer: Any, *given: str) -> Reading:
+    """Read a text, or a pair of texts."""
+    if len(given) not in (1, 2):
+        raise InputError(f"got {len(given)} texts, expected one, or two for a pair")
+    batch, text = encoded(explainer.tokenizer, *given)
+    return Reading(batch, {"input_ids": text})
+
+
+def read_one_text(explainer: Any, *given: str) -> Reading:
+    """Read one text."""
+    if len(given) != 1:
+        raise InputError(f"got {len(given)} texts, expected one")
+    return read_text(explainer, *given)
+
+
+def read_masked(explainer: Any, *given: str) -> Reading:
+    """Read a text with a token that is to be found."""
+    reading = read_one_text(explainer, *given)
+    mask = explainer.tokenizer.mask_token_id
+    places = [] if mask is None else (reading.batch["input_ids"][0] == mask).nonzero().flatten().tolist()
+    if len(places) != 1:
+        raise InputError(
+            f"got {len(places)} times {explainer.tokenizer.mask_token} in {given[0]!r}, expected one, where a token "
+            "is to be found"
+        )
+    return Reading(reading.batch, reading.parts, {"position": places[0]})
+
+
+def read_image(explainer: Any, *given: Any) -> Reading:
+    """Read an image."""
+    if len(given) != 1:
+        raise InputError(f"got {len(given)} inputs, expected an image")
+    image = image_of(given[0])
+    batch = explainer.read_images(image)
+    return Reading(batch, {"pixel_values": shown(batch["pixel_values"][0])}, {"size": image.size[::-1]})
+
+
+def read_image_and_labels(explainer: Any, *given: Any) -> Reading:
+    """Read an image, and the texts that it may show."""
+    if len(given) != 2 or isinstance(given[1], str) or not given[1]:
+        raise InputError('got no labels to choose from, expected an image and a list of texts: ("cat.jpg", ["a cat"])')
+    labels = [str(label) for label in given[1]]
+    image = image_of(given[0])
+    batch = dict(explainer.reader(text=labels, images=image, return_tensors="pt", padding=True))
+    ids = batch["input_ids"].tolist()
+    mask = batch.get("attention_mask", torch.ones_like(batch["input_ids"])).tolist()
+    texts = [[token for token, keep in zip(*row, strict=True) if keep] for row in zip(ids, mask, strict=True)]
+    return Reading(
+        batch, {"pixel_values": shown(batch["pixel_values"][0]), "input_ids": None}, {"labels": labels, "texts": texts}
+    )
+
+
+def read_audio(explainer: Any, *given: Any) -> Reading:
+    """Read audio: a WAV file, or a vector of samples of the model's rate."""
+    if len(given) != 1:
+        raise InputError(f"got {len(given)} inputs, expected audio")
+    extractor = getattr(explainer.reader, "feature_extractor", explainer.reader)
+    samples, rate = samples_of(given[0], getattr(extractor, "sampling_rate", None))
+    batch = dict(extractor(samples, sampling_rate=rate, return_tensors="pt"))
+    if "input_values" in batch and batch["input_values"].dim() == 2:
+        return Reading(batch, {"input_values": Signal(batch["input_values"][0].numpy()[None], rate, "audio")})
+    name = "input_values" if "input_values" in batch else "input_features"
+    # a spectrogram: its frames are the time, its bands are the channels
+    values = batch[name][0].numpy()
+    values = values if name == "input_features" else values.T
+    seconds = len(samples) / rate if rate else None
+    return Reading(batch, {name: Signal(values, None if not seconds else values.shape[-1] / seconds, "spectrogram")})
+
+
+def read_series(explainer: Any, *given: Any) -> Reading:
+    """Read a series, of shape ``(time,)`` or ``(time, channels)``."""
+    if len(given) != 1:
+        raise InputError(f"got {len(given)} inputs, expected a series")
+    values = series_of(given[0])
+    config = explainer.model.config
+    length, channels = getattr(config, "context_length", None), getattr(config, "num_input_channels", values.shape[2])
+    if values.shape[2] != channels or (length is not None and values.shape[1] != length):
+        raise InputError(
+            f"got a series of shape {tuple(values.shape[1:])}, expected {(length or 'time', channels)}: cut it, or "
+            "choose a model of that length"
+        )
+    return Reading({"past_values": values}, {"past_values": Signal(values[0].T.numpy(), None, "series")})
+
+
+def read_question(explainer: Any, *given: str) -> Reading:
+    """Read a question and the text that holds its answer."""
+    if len(given) != 2:
+        raise InputError(f"got {len(given)} texts, expected a question and a text that holds its answer")
+    batch, text = encoded(explainer.tokenizer, *given)
+    start = len(given[0]) + 1
+    return Reading(batch, {"input_ids": text}, {"context": start})
+
+
+def read_two_texts(explainer: Any, *given: str) -> Reading:
+    """Read two texts, each by itself."""
+    if len(given) != 2:
+        raise InputError(f"got {len(given)} texts, expected two to compare")
+    (one, text), (other, second) = (encoded(explainer.tokenizer, each) for each in given)
+    batch = {
+        "input_ids": one["input_ids"],
+        "other_ids": other["input_ids"],
+        "attention_mask": one["attention_mask"],
+        "other_mask": other["attention_mask"],
+    }
+    return Reading(batch, {"input_ids": text, "other_ids": second})
+
+
+def moved(batch: Mapping[str, Any], model: torch.nn.Module, device: torch.device) -> dict[str, Any]:
+    """Return a batch on a device, its floating-point tensors in the model's dtype."""
+    dtype = next((parameter.dtype for parameter in model.parameters() if parameter.is_floating_point()), None)
+
+    def of(value: Any) -> Any:
+        if not isinstance(value, Tensor):
+            return value
+        return value.to(device, dtype) if value.is_floating_point() else value.to(device)
+
+    return {key: of(value) for key, value in batch.items()}

@@ -1,0 +1,136 @@
+"""Storage: an explanation as JSON, or as safetensors, in which its arrays stay as they are.
+
+Reading builds nothing but texts and numbers, whatever a file holds.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
+
+from ..errors import InputError
+from .parts import Array, Part, Picture, Row, Segment, Signal, Text
+
+if TYPE_CHECKING:
+    from .explanation import Explanation
+
+FORMAT, VERSION = "zennit-attn explanation", 1
+KINDS: dict[str, Any] = {"text": Text, "image": Picture, "signal": Signal}
+#: Attributes that are arrays.
+ARRAYS = ("relevance", "pixels", "values")
+
+
+def to_dict(explanation: Explanation) -> dict[str, Any]:
+    """Return everything as what JSON has."""
+    content, arrays = taken_apart(explanation)
+    for place, array in arrays.items():
+        kind, _, name = place.partition(".")
+        holder = content["answer"] if kind == "answer" else content["parts"][int(kind)]
+        holder[name] = array.tolist()
+    return content
+
+
+def taken_apart(explanation: Explanation) -> tuple[dict[str, Any], dict[str, Array]]:
+    """Return what an explanation has beside its arrays, and the arrays by their places."""
+    arrays: dict[str, Array] = {}
+
+    def of(part: Part, place: str) -> dict[str, Any]:
+        kind = next(name for name, kind in KINDS.items() if isinstance(part, kind))
+        found: dict[str, Any] = {"kind": kind}
+        for name, value in vars(part).items():
+            if name in ARRAYS:
+                arrays[f"{place}.{name}"] = np.asarray(value)
+            elif name == "segments":
+                found[name] = [[segment.kind, segment.name, list(segment.span)] for segment in value]
+            else:
+                found[name] = value
+        return found
+
+    content = {
+        "format": FORMAT,
+        "version": VERSION,
+        "task": explanation.task,
+        "about": explanation.about,
+        "warnings": list(explanation.warnings),
+        "rows": [vars(row) for row in explanation.rows],
+        "parts": [of(part, str(number)) for number, part in enumerate(explanation.parts)],
+        "answer": None if explanation.answer is None else of(explanation.answer, "answer"),
+    }
+    # tuples are lists there
+    return json.loads(json.dumps(content)), arrays
+
+
+def put_together(kind: type[Explanation], content: dict[str, Any], arrays: dict[str, Array]) -> Explanation:
+    """Return the explanation of what :func:`taken_apart` returned."""
+
+    def of(found: dict[str, Any], place: str) -> Any:
+        found = dict(found)
+        made = KINDS[found.pop("kind")]
+        for name in ("spans", "special", "tokens"):
+            if name in found:
+                found[name] = tuple(tuple(item) if isinstance(item, list) else item for item in found[name])
+        if "segments" in found:
+            found["segments"] = tuple(Segment(kind, name, tuple(span)) for kind, name, span in found["segments"])
+        named = {name: arrays[f"{place}.{name}"] for name in ARRAYS if f"{place}.{name}" in arrays}
+        return made(**found, **named)
+
+    rows = [{**row, "span": None if row["span"] is None else tuple(row["span"])} for row in content["rows"]]
+    return kind(
+        content["task"],
+        tuple(of(part, str(number)) for number, part in enumerate(content["parts"])),
+        tuple(Row(**row) for row in rows),
+        None if content["answer"] is None else of(content["answer"], "answer"),
+        content["about"],
+        tuple(content["warnings"]),
+    )
+
+
+def write_json(path: Path, explanation: Explanation) -> None:
+    """Write an explanation as JSON."""
+    path.write_text(json.dumps(to_dict(explanation), ensure_ascii=False), encoding="utf-8")
+
+
+def write_safetensors(path: Path, explanation: Explanation) -> None:
+    """Write an explanation as safetensors: its arrays, and the rest as metadata."""
+    content, arrays = taken_apart(explanation)
+    contiguous = {place: np.ascontiguousarray(array) for place, array in arrays.items()}
+    save_file(contiguous, path, {"explanation": json.dumps(content, ensure_ascii=False)})
+
+
+def read(path: Path, kind: type[Explanation]) -> Explanation:
+    """Read an explanation.
+
+    Raises
+    ------
+    InputError
+        If the file is none, or of a later version.
+    """
+    wanted = "expected a file that Explanation.save wrote as .json or .safetensors"
+    try:
+        if path.suffix.lower() == ".safetensors":
+            with safe_open(path, "np") as file:
+                content = json.loads((file.metadata() or {})["explanation"])
+                arrays = {name: file.get_tensor(name) for name in file.keys()}
+        else:
+            content = json.loads(path.read_text(encoding="utf-8"))
+            arrays = {}
+            for place, part in [*enumerate(content["parts"]), ("answer", content["answer"])]:
+                for name in ARRAYS:
+                    if part and name in part:
+                        arrays[f"{place}.{name}"] = np.array(part.pop(name))
+        if content["format"] != FORMAT or content["version"] > VERSION:
+            raise InputError(
+                f"got {str(path)!r}, of the format {content['format']!r} {content['version']}; expected {FORMAT!r} "
+                f"{VERSION}: write it again, or update zennit-attn"
+            )
+        return put_together(kind, content, arrays)
+    except InputError:
+        raise
+    # whatever a file that is no explanation runs into
+    except (OSError, SafetensorError, UnicodeDecodeError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise InputError(f"cannot read {str(path)!r} ({type(error).__name__}: {error}); {wanted}") from error

@@ -1,0 +1,231 @@
+"""Tasks: what models are asked for, a row of a table each: how it is read, what a target may be, what is explained.
+
+A model's task is read off its architecture.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from transformers.models.auto import modeling_auto
+
+from .. import targets
+from ..errors import InputError
+from . import choosing, reading
+from .reading import Reading
+from .wrapping import Similarity, SpanModel
+
+
+@dataclass(frozen=True)
+class Task:
+    """A row of the table.
+
+    Attributes
+    ----------
+    name : str
+        What the model is asked for.
+    gives : str
+        What a person gives, in words.
+    loader, reader : str
+        Auto classes of transformers, of the model and of its tokenizer or processor.
+    mappings : tuple of str
+        Which architectures have the task: names of mappings in ``transformers.models.auto.modeling_auto``.
+    read : callable
+        ``(explainer, *given) -> Reading``.
+    target : callable
+        ``(explainer, reading, wanted, contrastive) -> Target``; None wants what the model chose.
+    label : callable
+        ``(explainer, reading, places) -> str``, of the places of the output that are explained.
+    preset : str
+        The preset that suits.
+    output : str or None
+        Entry of the output that is explained, where it is not the logits.
+    wrap : callable or None
+        What turns the model into one that returns a tensor to explain.
+    """
+
+    name: str
+    gives: str
+    loader: str
+    reader: str
+    mappings: tuple[str, ...]
+    read: Callable[..., Reading]
+    target: Callable[..., targets.Target]
+    label: Callable[..., str]
+    preset: str = "attnlrp"
+    output: str | None = None
+    wrap: Callable[[Any], torch.nn.Module] | None = None
+
+    def architectures(self) -> set[str]:
+        """Return the names of the architectures."""
+        found: set[str] = set()
+        for name in self.mappings:
+            for value in getattr(modeling_auto, f"MODEL_FOR_{name}_MAPPING_NAMES", {}).values():
+                # some types of models have several
+                found |= {value} if isinstance(value, str) else set(value)
+        return found
+
+    @property
+    def is_visual(self) -> bool:
+        """Whether an image is all that a person gives."""
+        return self.gives == "an image"
+
+
+TASKS: tuple[Task, ...] = (
+    Task(
+        "next token",
+        "a text",
+        "AutoModelForCausalLM",
+        "AutoTokenizer",
+        ("CAUSAL_LM",),
+        reading.read_one_text,
+        choosing.token_target,
+        choosing.token_label,
+    ),
+    Task(
+        "masked token",
+        "a text with a mask",
+        "AutoModelForMaskedLM",
+        "AutoTokenizer",
+        ("MASKED_LM",),
+        reading.read_masked,
+        choosing.token_target,
+        choosing.token_label,
+    ),
+    Task(
+        "text classification",
+        "a text, or a pair of texts as a reranker takes it",
+        "AutoModelForSequenceClassification",
+        "AutoTokenizer",
+        ("SEQUENCE_CLASSIFICATION",),
+        reading.read_text,
+        choosing.class_target,
+        choosing.class_label,
+    ),
+    Task(
+        "token classification",
+        "a text",
+        "AutoModelForTokenClassification",
+        "AutoTokenizer",
+        ("TOKEN_CLASSIFICATION",),
+        reading.read_one_text,
+        choosing.label_target,
+        choosing.label_at,
+    ),
+    Task(
+        "question answering",
+        "a question and a text",
+        "AutoModelForQuestionAnswering",
+        "AutoTokenizer",
+        ("QUESTION_ANSWERING",),
+        reading.read_question,
+        choosing.span_target,
+        choosing.span_label,
+        wrap=SpanModel,
+    ),
+    Task(
+        "similarity",
+        "two texts",
+        "AutoModel",
+        "AutoTokenizer",
+        ("TEXT_ENCODING",),
+        reading.read_two_texts,
+        choosing.similarity_target,
+        lambda *_: "similarity",
+        wrap=Similarity,
+    ),
+    Task(
+        "image classification",
+        "an image",
+        "AutoModelForImageClassification",
+        "AutoImageProcessor",
+        ("IMAGE_CLASSIFICATION",),
+        reading.read_image,
+        choosing.class_target,
+        choosing.class_label,
+        "gamma_vit",
+    ),
+    Task(
+        "semantic segmentation",
+        "an image",
+        "AutoModelForSemanticSegmentation",
+        "AutoImageProcessor",
+        ("SEMANTIC_SEGMENTATION",),
+        reading.read_image,
+        choosing.region_target,
+        choosing.region_label,
+    ),
+    Task(
+        "object detection",
+        "an image",
+        "AutoModelForObjectDetection",
+        "AutoImageProcessor",
+        ("OBJECT_DETECTION",),
+        reading.read_image,
+        choosing.object_target,
+        choosing.object_label,
+    ),
+    Task(
+        "zero-shot image classification",
+        "an image and a list of texts",
+        "AutoModelForZeroShotImageClassification",
+        "AutoProcessor",
+        ("ZERO_SHOT_IMAGE_CLASSIFICATION",),
+        reading.read_image_and_labels,
+        choosing.text_target,
+        choosing.text_label,
+    ),
+    Task(
+        "audio classification",
+        "audio",
+        "AutoModelForAudioClassification",
+        "AutoFeatureExtractor",
+        ("AUDIO_CLASSIFICATION",),
+        reading.read_audio,
+        choosing.class_target,
+        choosing.class_label,
+    ),
+    Task(
+        "time series classification",
+        "a series",
+        "PatchTSTForClassification",
+        "",
+        ("TIME_SERIES_CLASSIFICATION",),
+        reading.read_series,
+        choosing.class_target,
+        choosing.class_label,
+        output="prediction_logits",
+    ),
+    Task(
+        "time series forecasting",
+        "a series",
+        "PatchTSTForPrediction",
+        "",
+        (),
+        reading.read_series,
+        choosing.step_target,
+        choosing.step_label,
+        output="prediction_outputs",
+    ),
+)
+
+
+def task_of(architecture: str | None, name: str) -> Task:
+    """Return the task of an architecture.
+
+    Raises
+    ------
+    InputError
+        If there is none.
+    """
+    for task in TASKS:
+        if architecture is not None and architecture in {task.loader, *task.architectures()}:
+            return task
+    raise InputError(
+        f"--model {name!r} is a {architecture or 'model without an architecture in its config'}, expected one for "
+        f"{', '.join(task.name for task in TASKS)}; others are explained in Python, with "
+        "zennit_attn.InputXGradient(model, composite)(batch, target)"
+    )

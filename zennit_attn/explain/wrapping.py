@@ -1,0 +1,52 @@
+"""Wrapping: models whose answer is in several tensors, or in none, as functions that return what is explained."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+class SpanModel(torch.nn.Module):
+    """A model that finds a span, as a function that returns the logits of its first and its last token."""
+
+    def __init__(self, model: torch.nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, **batch: Any) -> Tensor:
+        """Return logits of shape ``(batch, positions, 2)``."""
+        output = self.model(**batch)
+        return torch.stack([output.start_logits, output.end_logits], -1)
+
+
+class Similarity(torch.nn.Module):
+    """An encoder as a function of two texts: the cosine of their mean hidden states, over what is no padding."""
+
+    def __init__(self, model: torch.nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def encoded(self, ids: Tensor, mask: Tensor) -> Tensor:
+        """Return the mean of the hidden states of a text."""
+        hidden = self.model(input_ids=ids, attention_mask=mask).last_hidden_state
+        return (hidden * mask[..., None]).sum(1) / mask.sum(-1, keepdim=True)
+
+    def forward(self, input_ids: Tensor, other_ids: Tensor, attention_mask: Tensor, other_mask: Tensor) -> Tensor:
+        """Return the similarity of each pair, shape ``(batch,)``."""
+        first, second = self.encoded(input_ids, attention_mask), self.encoded(other_ids, other_mask)
+        return torch.nn.functional.cosine_similarity(first, second)
+
+
+class Images(torch.nn.Module):
+    """A model of timm or torchvision as one that takes its images by the name that transformers has for them."""
+
+    def __init__(self, model: torch.nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, pixel_values: Tensor) -> Tensor:
+        """Return the logits."""
+        output: Tensor = self.model(pixel_values)
+        return output
