@@ -143,6 +143,82 @@ def test_units_of_the_answer(explainer):
         explainer.answer(CHAT, ANSWER).by("word", answer="word")
 
 
+def test_an_encoder_decoder_answers_from_its_encoder():
+    tokenizer = readers.byte_level(chat=False)
+    config = {"vocab_size": 400, "d_model": 24, "d_kv": 12, "d_ff": 48, "num_layers": 2, "num_heads": 2}
+    model = models.scramble(
+        transformers.T5ForConditionalGeneration(transformers.T5Config(**config, decoder_start_token_id=3))
+    )
+    explanation = Explainer(model, tokenizer).answer("Who is Clara?", "Clara has a goat.", rows="token")
+    said = tokenizer("Clara has a goat.", add_special_tokens=False)["input_ids"]
+    batch = {
+        "input_ids": tokenizer("Who is Clara?", return_tensors="pt")["input_ids"],
+        "decoder_input_ids": torch.tensor([[3, *said[:2]]]),
+    }
+    attributor = InputXGradient(model, AttnLRPComposite(), argument=("input_ids", "decoder_input_ids"))
+    _, relevance = attributor(batch, targets.Label(said[2]))
+    torch.testing.assert_close(torch.from_numpy(explanation.matrix[2]), relevance["input_ids"][0], rtol=1e-4, atol=1e-7)
+    inside = torch.from_numpy(explanation.answer.relevance[2, :2])
+    torch.testing.assert_close(inside, relevance["decoder_input_ids"][0, 1:], rtol=1e-4, atol=1e-7)
+    # one call does it, too
+    again = Explainer(model, tokenizer)("Who is Clara?")
+    assert (again.task, again.parts[0].text) == ("answer", "Who is Clara?")
+
+
+def test_speech_is_heard():
+    sizes = {"d_model": 24, "encoder_layers": 2, "decoder_layers": 2, "encoder_attention_heads": 2}
+    sizes |= {"decoder_attention_heads": 2, "encoder_ffn_dim": 48, "decoder_ffn_dim": 48, "num_mel_bins": 8}
+    ids = {"pad_token_id": 3, "bos_token_id": 0, "eos_token_id": 2, "decoder_start_token_id": 1}
+    config = transformers.WhisperConfig(
+        **sizes, vocab_size=400, max_source_positions=50, max_target_positions=40, **ids
+    )
+    config.suppress_tokens = config.begin_suppress_tokens = None
+    model = models.scramble(transformers.WhisperForConditionalGeneration(config)).eval()
+    extractor = transformers.WhisperFeatureExtractor(feature_size=8, chunk_length=1)
+    processor = transformers.WhisperProcessor.__new__(transformers.WhisperProcessor)
+    processor.feature_extractor, processor.tokenizer = extractor, readers.byte_level(chat=False)
+    samples = np.random.default_rng(0).standard_normal(16000).astype(np.float32)
+    explanation = Explainer(model, processor).answer(samples, "Clara", rows="answer")
+    (part,) = explanation.parts
+    assert (part.name, part.relevance.shape) == ("spectrogram", (1, 8, 100))
+    assert sum(explanation.shares().values()) == pytest.approx(explanation.value, abs=1e-4)
+    assert np.abs(part.relevance).max() > 0
+
+
+def test_an_image_and_a_text_have_shares_of_an_answer():
+    text = transformers.LlamaConfig(**{**models.SMALL, "vocab_size": 500}, num_hidden_layers=2)
+    vision = transformers.CLIPVisionConfig(**models.IMAGE, num_hidden_layers=2)
+    config = transformers.LlavaConfig(
+        vision_config=vision, text_config=text, image_token_index=399, image_seq_length=16
+    )
+    model = models.scramble(transformers.LlavaForConditionalGeneration(config)).eval()
+    tokenizer = readers.byte_level(chat=False)
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<|start|>", "<image>"]})
+    model.config.image_token_id = tokenizer.convert_tokens_to_ids("<image>")
+    processor = transformers.LlavaProcessor(
+        image_processor=transformers.CLIPImageProcessor(
+            size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32}
+        ),
+        tokenizer=tokenizer,
+        patch_size=8,
+        vision_feature_select_strategy="default",
+        image_token="<image>",
+        num_additional_image_tokens=1,
+    )
+    explainer = Explainer(model, processor)
+    explanation = explainer.answer("<image> Who is Clara?", "Clara has a goat.", image=readers.photo())
+    prompt, image = explanation.parts
+    assert prompt.text.count("<image>") == 16
+    assert image.relevance.shape == (1, 32, 32)
+    assert set(explanation.shares()) == {"prompt", "image", "answer", "everything else"}
+    assert np.abs(image.relevance).max() > 0
+    # what stands for the image in the text has nothing of its own
+    places = [index for index, token in enumerate(prompt.tokens) if token.strip() == "<image>"]
+    assert not prompt.relevance[:, places].any()
+    with pytest.raises(InputError, match="got no image"):
+        explainer.answer("Who is Clara?", "Clara")
+
+
 @pytest.mark.parametrize("suffix", [".json", ".safetensors"])
 def test_saved_and_loaded(explainer, tmp_path, suffix):
     explanation = explainer.answer(CHAT, ANSWER, documents=["Bob has a dog!"])

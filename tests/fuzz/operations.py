@@ -108,6 +108,7 @@ CENTRING = affine(
     lambda _, x: torch.sub(x, x.mean(dim=-1, keepdim=True), alpha=0.5),
     lambda _, x: x.clone().sub_(x.sum(-1, keepdim=True) / (2 * WIDTH)),
 )
+CENTRING = replace(CENTRING, doubtful=on(lambda x: x.mean(-1)))
 SUMMING = affine(on(lambda x: x.cumsum(1)), lambda _, x: torch.tril(torch.ones(TOKENS, TOKENS).to(x)) @ x)
 SCALING = affine(
     lambda module, x: x * module.value / 3,
@@ -670,4 +671,4 @@ OPERATIONS = (
 )
 
 #: Where one of these is exactly zero though its terms are not, the forms differ by design: there is nothing to share.
-SUMS = (LINEAR, CENTRING, ADDITION, DIFFERENCE, SHIFT, DETACHED, LAYER_NORM, GROUP_NORM)
+SUMS = (LINEAR, CONVOLUTION, POOLING, SUMMING, CENTRING, ADDITION, DIFFERENCE, SHIFT, DETACHED, LAYER_NORM, GROUP_NORM)

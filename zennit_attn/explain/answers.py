@@ -1,11 +1,10 @@
-"""Answers: a whole answer of a language model, its rows, and the prompt, chat and documents that it came from."""
+"""Answers: a whole answer of a model, a row for each sentence or token of it, and where each came from."""
 
 from __future__ import annotations
 
-import inspect
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -15,38 +14,21 @@ from ..errors import InputError
 from ..hints import nearest
 from ..targets import Answer, Each, Label, Target
 from .explanation import Explanation
-from .parts import Row, Segment, Text
-from .reading import check_length, encoded, limit_of, moved, readable, specials, text_of
-from .units import Span
+from .parts import Row, Text
+from .prompts import Source, source_of
+from .reading import check_length, limit_of, moved, readable, shared_out, specials, text_of
+from .tasks import ANSWERING
 
 #: What may have a row of its own, beside the answer as a whole and its tokens.
 ROWS = ("answer", "sentence", "line", "word", "token")
 
 
-@dataclass(frozen=True)
-class Prompt:
-    """What a model goes on from.
-
-    Attributes
-    ----------
-    ids : list of int
-        Its tokens.
-    text : Text
-        Its text, with messages and documents.
-    special : bool
-        Whether the tokenizer added its special tokens.
-    """
-
-    ids: list[int]
-    text: Text
-    special: bool
-
-
 def explain(
     explainer: Any,
-    given: str | Sequence[Mapping[str, Any]],
+    given: Any,
     answer: str | None,
     documents: Sequence[str] | Mapping[str, str] | None,
+    image: Any,
     instead: str | None,
     max_new_tokens: int,
     rows: str,
@@ -54,198 +36,85 @@ def explain(
     chunk: int,
 ) -> Explanation:
     """Explain an answer, see :meth:`zennit_attn.Explainer.answer`."""
-    if explainer.task.name != "next token":
+    if explainer.task.name not in ANSWERING:
         raise InputError(
-            f"got {explainer.name!r}, a {type(explainer.model).__name__}, for an answer; expected a causal language "
-            f"model: ask it by explainer({explainer.task.gives})"
+            f"got {explainer.name!r}, a {type(explainer.model).__name__}, for an answer; expected a model for "
+            f"{', '.join(ANSWERING)}: ask this one by explainer({explainer.task.gives})"
         )
     if rows not in ROWS:
         raise InputError(f"got rows={rows!r}, expected one of {', '.join(ROWS)}; {nearest(rows, ROWS)}")
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        prompt = prompt_of(explainer.tokenizer, given, documents)
-        limit = limit_of(explainer.model, explainer.tokenizer)
-        check_length(len(prompt.ids) + (max_new_tokens if answer is None else 0), limit, explainer.name)
+        source = source_of(explainer, given, documents, image)
+        room = limit_of(explainer.model, explainer.tokenizer)
+        check_length(len(source.prefix) + (max_new_tokens if answer is None else 0), room, explainer.name)
         if answer is None:
-            ids = generated(explainer, prompt.ids, max_new_tokens)
-            said = answered(explainer.tokenizer, prompt.ids, ids)
+            ids = generated(explainer, source, max_new_tokens)
+            said = answered(explainer.tokenizer, source.prefix, ids)
         else:
-            ids, said = taken(explainer.tokenizer, prompt, answer)
-        found = of_ids(explainer, prompt, ids, said, rows, kind or Label, chunk)
+            ids, said = taken(explainer.tokenizer, source, answer)
+        found = of_ids(explainer, source, ids, said, rows, kind or Label, chunk)
         if instead is not None:
-            other_ids, other = taken(explainer.tokenizer, prompt, instead)
-            found = found.minus(of_ids(explainer, prompt, other_ids, other, "answer", kind or Label, chunk))
-    messages = explainer.messages(caught, torch.tensor(prompt.ids))
-    return replace(found, warnings=messages)
+            other_ids, other = taken(explainer.tokenizer, source, instead)
+            found = found.minus(of_ids(explainer, source, other_ids, other, "answer", kind or Label, chunk))
+    return replace(found, warnings=explainer.messages(caught, torch.tensor(source.prefix)))
 
 
 def of_ids(
-    explainer: Any, prompt: Prompt, ids: list[int], said: Text, rows: str, kind: type[Target], chunk: int
+    explainer: Any, source: Source, ids: list[int], said: Text, rows: str, kind: type[Target], chunk: int
 ) -> Explanation:
     """Explain the tokens of an answer, in rows."""
-    check_length(len(prompt.ids) + len(ids), limit_of(explainer.model, explainer.tokenizer), explainer.name)
+    check_length(len(source.prefix) + len(ids), limit_of(explainer.model, explainer.tokenizer), explainer.name)
     groups = [("", list(range(len(ids))))] if rows == "answer" else said.groups(rows)
     chosen = [Answer(ids, kind, indices) for _, indices in groups]
-    # the last token is only said, and read by nobody
-    tokens = torch.tensor([[*prompt.ids, *ids[:-1]]])
-    batch = {"input_ids": tokens, "attention_mask": torch.ones_like(tokens), "use_cache": False}
-    if takes(explainer.model, "logits_to_keep"):
-        batch["logits_to_keep"] = len(ids)
-    batch = moved(batch, explainer.model, explainer.device)
+    batch = moved(source.arguments(ids, explainer.model), explainer.model, explainer.device)
     target = Each(chosen, chunk) if len(chosen) > 1 else chosen[0]
-    output, relevance = explainer.attribute(batch, target, ("input_ids",))
-    values = relevance["input_ids"].detach().cpu().numpy().reshape(len(chosen), -1)
+    output, relevance = explainer.attribute(batch, target, (source.argument, *source.parts))
+    # a batch of one sample, after the rows where there are several
+    found = {name: values[:, 0] if len(chosen) > 1 else values for name, values in relevance.items()}
     logits = output.logits.detach()[:, -len(ids) :]
-    made = []
-    for (_, indices), each in zip(groups, chosen, strict=True):
-        weights = each.weights(logits)
-        spans = [said.spans[index] for index in indices]
-        span: Span = (min(start for start, _ in spans), max(end for _, end in spans))
-        index = ids[indices[0]] if len(indices) == 1 else None
-        made.append(
-            Row(
-                said.text[slice(*span)] or said.tokens[indices[0]],
-                float((weights.double() * logits.double()).sum()),
-                index,
-                None if index is None else float(logits[0, indices[0], index]),
-                span,
-            )
-        )
+    made = [
+        row_of(said, ids, indices, each.weights(logits), logits)
+        for (_, indices), each in zip(groups, chosen, strict=True)
+    ]
+    values = found[source.argument].detach().cpu().numpy()
     # the last token was not read: nothing went there
-    inside = np.concatenate([values[:, len(prompt.ids) :], np.zeros((len(chosen), 1), values.dtype)], 1)
+    inside = np.concatenate([values[:, len(source.prefix) :], np.zeros((len(chosen), 1), values.dtype)], 1)
+    parts = [shared_out(name, part, found[name]) for name, part in source.parts.items()]
+    if source.prompt is not None:
+        parts.insert(0, source.prompt.with_relevance(values[:, : len(source.prefix)]))
     about = explainer.about({"target": kind.__name__, "rows": rows})
-    return Explanation(
-        "answer",
-        (prompt.text.with_relevance(values[:, : len(prompt.ids)]),),
-        tuple(made),
-        replace(said, name="answer").with_relevance(inside),
-        about,
-    )
+    return Explanation("answer", tuple(parts), tuple(made), replace(said, name="answer").with_relevance(inside), about)
 
 
-def takes(model: Any, argument: str) -> bool:
-    """Tell whether a model's forward takes an argument."""
-    return argument in inspect.signature(model.forward).parameters
+def row_of(said: Text, ids: list[int], indices: list[int], weights: torch.Tensor, logits: torch.Tensor) -> Row:
+    """Return what is explained of some tokens of an answer."""
+    spans = [said.spans[index] for index in indices]
+    span = (min(start for start, _ in spans), max(end for _, end in spans))
+    label = said.text[slice(*span)] or said.tokens[indices[0]]
+    value = float((weights.double() * logits.double()).sum())
+    if len(indices) > 1:
+        return Row(label, value, span=span)
+    index = ids[indices[0]]
+    return Row(label, value, index, float(logits[0, indices[0], index]), span)
 
 
-# prompts
-
-
-def prompt_of(
-    tokenizer: Any, given: str | Sequence[Mapping[str, Any]], documents: Sequence[str] | Mapping[str, str] | None
-) -> Prompt:
-    """Return the prompt of a text, or of the messages of a chat."""
-    template = getattr(tokenizer, "chat_template", None)
-    named = dict(documents) if isinstance(documents, Mapping) else None
-    if named is None:
-        named = {f"document {number}": text for number, text in enumerate(documents or (), 1)}
-    if isinstance(given, str):
-        text = with_documents(given, named)
-        is_rendered = any(token in text for token in markers(tokenizer))
-        if template and not is_rendered:
-            warnings.warn(
-                "got a text for a model that was trained on chats, which takes it as the beginning of a page; expected "
-                'messages, as in answer([{"role": "user", "content": "..."}])',
-                UserWarning,
-                stacklevel=2,
-            )
-        messages: list[Mapping[str, Any]] = []
-    else:
-        messages = with_documents_before(checked(given), named)
-        if not template:
-            raise InputError(
-                "got messages for a model whose tokenizer has no chat template; expected a text, with the roles as the "
-                "model knows them"
-            )
-        text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
-        is_rendered = True
-    # what is rendered has its special tokens, and would get them twice
-    batch, read = encoded(tokenizer, text, special=not is_rendered)
-    segments = (*spoken(read.text, messages), *placed(read.text, named))
-    return Prompt(batch["input_ids"][0].tolist(), replace(read, name="prompt", segments=segments), not is_rendered)
-
-
-def markers(tokenizer: Any) -> list[str]:
-    """Return the special tokens by which a text shows that it is rendered already."""
-    unknown = getattr(tokenizer, "unk_token", None)
-    return [token for token in tokenizer.all_special_tokens if token != unknown and len(token) > 1]
-
-
-def checked(messages: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Return the messages of a chat.
-
-    Raises
-    ------
-    InputError
-        If there are none, or one has no role or no text.
-    """
-    if not messages:
-        raise InputError('got no messages, expected some, as [{"role": "user", "content": "..."}]')
-    for message in messages:
-        if not isinstance(message, Mapping) or not isinstance(message.get("content"), str) or "role" not in message:
-            raise InputError(f'got the message {message!r}, expected {{"role": "user", "content": "..."}}')
-    return [dict(message) for message in messages]
-
-
-def with_documents(text: str, documents: Mapping[str, str]) -> str:
-    """Return a text with documents before it."""
-    return "\n\n".join([*documents.values(), text])
-
-
-def with_documents_before(messages: list[dict[str, Any]], documents: Mapping[str, str]) -> list[Mapping[str, Any]]:
-    """Return messages with documents at the beginning of the last one."""
-    *before, last = messages
-    return [*before, {**last, "content": with_documents(last["content"], documents)}]
-
-
-def spoken(text: str, messages: Sequence[Mapping[str, Any]]) -> tuple[Segment, ...]:
-    """Return where the messages are in a text that a template made of them."""
-    found, place = [], 0
-    for message in messages:
-        # templates trim
-        content = message["content"].strip()
-        start = text.find(content, place)
-        if content and start >= 0:
-            place = start + len(content)
-            found.append(Segment("message", str(message["role"]), (start, place)))
-    return tuple(found)
-
-
-def placed(text: str, documents: Mapping[str, str]) -> tuple[Segment, ...]:
-    """Return where documents are in a text.
-
-    Raises
-    ------
-    InputError
-        If one is not there as it was given.
-    """
-    found, place = [], 0
-    for name, content in documents.items():
-        body = content.strip()
-        start = text.find(body, place)
-        if not body or start < 0:
-            raise InputError(f"got {name!r}, which is not in the prompt as it was given; expected a text of words")
-        place = start + len(body)
-        found.append(Segment("document", name, (start, place)))
-    return tuple(found)
-
-
-# answers
-
-
-def generated(explainer: Any, ids: list[int], count: int) -> list[int]:
+def generated(explainer: Any, source: Source, count: int) -> list[int]:
     """Return the tokens by which a model goes on, greedily, without those that end its answer."""
-    tokens = torch.tensor([ids], device=explainer.device)
+    tokens = torch.tensor([source.prefix], device=explainer.device)
+    given = moved(source.batch, explainer.model, explainer.device)
+    given[source.argument] = tokens
+    if source.argument == "input_ids":
+        given["attention_mask"] = torch.ones_like(tokens)
     with torch.no_grad():
-        found = explainer.model.generate(
-            tokens, attention_mask=torch.ones_like(tokens), max_new_tokens=count, do_sample=False
-        )
-    new = found[0, len(ids) :].tolist()
+        found = explainer.model.generate(**given, max_new_tokens=count, do_sample=False)
+    new = [int(token) for token in found[0].tolist()]
+    new = new[len(source.prefix) :] if new[: len(source.prefix)] == source.prefix else new
     while new and new[-1] in explainer.tokenizer.all_special_ids:
         new.pop()
     if not new:
         raise InputError("the model answered nothing; expected an answer: give one, or another prompt")
-    return [int(token) for token in new]
+    return new
 
 
 def answered(tokenizer: Any, before: list[int], ids: list[int]) -> Text:
@@ -265,7 +134,7 @@ def answered(tokenizer: Any, before: list[int], ids: list[int]) -> Text:
     return Text(whole, readable(tokenizer, ids), tuple(spans), specials(tokenizer, ids), "answer")
 
 
-def taken(tokenizer: Any, prompt: Prompt, answer: str) -> tuple[list[int], Text]:
+def taken(tokenizer: Any, source: Source, answer: str) -> tuple[list[int], Text]:
     """Return the tokens of an answer that was given, as they are in one text with the prompt.
 
     Raises
@@ -275,14 +144,18 @@ def taken(tokenizer: Any, prompt: Prompt, answer: str) -> tuple[list[int], Text]
     """
     if not answer.strip():
         raise InputError(f"got the answer {answer!r}, expected words")
-    before = prompt.text.text
+    before = None if source.prompt is None else source.prompt.text
+    if before is None:
+        ids = tokenizer(answer, add_special_tokens=False)["input_ids"]
+        return ids, answered(tokenizer, source.prefix, ids)
     # a space, where neither has one
-    text = answer if before[-1:].isspace() or answer[:1].isspace() or prompt.text.special[-1] else f" {answer}"
-    ids = tokenizer(before + text, add_special_tokens=prompt.special)["input_ids"]
-    count = len(prompt.ids)
-    if ids[:count] == prompt.ids and len(ids) > count:
+    is_apart = before[-1:].isspace() or answer[:1].isspace() or source.prompt.special[-1]  # type: ignore[union-attr]
+    text = answer if is_apart else f" {answer}"
+    ids = tokenizer(before + text, add_special_tokens=source.special)["input_ids"]
+    count = len(source.prefix)
+    if ids[:count] == source.prefix and len(ids) > count:
         ids = ids[count:]
     else:
         # where they melt together, the answer's own tokens
         ids = tokenizer(text, add_special_tokens=False)["input_ids"]
-    return ids, answered(tokenizer, prompt.ids, ids)
+    return ids, answered(tokenizer, source.prefix, ids)

@@ -22,8 +22,8 @@ from ..targets import Target
 from . import answers, loading
 from .explanation import Explanation
 from .loading import TIMM, TORCHVISION, first_line
-from .parts import Part, Row, Text
-from .reading import Reading, check_length, limit_of, moved, text_of
+from .parts import Row, Text
+from .reading import Reading, check_length, limit_of, moved, shared_out, text_of
 from .tasks import TASKS, Task, task_of
 from .wrapping import Images
 
@@ -129,6 +129,8 @@ class Explainer:
             If the input or the target does not fit the model, or the model cannot be explained.
         """
         self.check_kind(given)
+        if self.task.read is None:
+            return self.answered(given, target, contrastive)
         reading = self.task.read(self, *given)
         ids = reading.batch.get("input_ids")
         if ids is not None:
@@ -139,16 +141,20 @@ class Explainer:
             warnings.simplefilter("always")
             output, relevance = self.attribute(batch, chosen, tuple(reading.parts), self.task.output)
         row = self.row(reading, output, chosen, batch)
-        parts = tuple(self.finished(name, part, relevance[name], reading, row) for name, part in reading.parts.items())
+        parts = tuple(
+            self.chosen_text(reading, relevance[name], row) if part is None else shared_out(name, part, relevance[name])
+            for name, part in reading.parts.items()
+        )
         about = self.about({"target": "what the model chose" if target is None else str(target)}, contrastive)
         return Explanation(self.task.name, parts, (row,), None, about, self.messages(caught, ids))
 
     def answer(
         self,
-        prompt: str | Sequence[Mapping[str, Any]],
+        prompt: Any,
         answer: str | None = None,
         *,
         documents: Sequence[str] | Mapping[str, str] | None = None,
+        image: Any = None,
         instead: str | None = None,
         max_new_tokens: int = 64,
         rows: str = "sentence",
@@ -160,11 +166,13 @@ class Explainer:
         Parameters
         ----------
         prompt : str or sequence of mapping
-            A text, or the messages of a chat: ``[{"role": "user", "content": "..."}]``.
+            A text, or the messages of a chat: ``[{"role": "user", "content": "..."}]``. A model that hears takes audio.
         answer : str, optional
             What the model answered; by default it is generated, greedily.
         documents : sequence of str or mapping of str to str, optional
             What the model is to answer from; they stand before the last message.
+        image : optional
+            What a model looks at that takes an image with the text.
         instead : str, optional
             Another answer: what is explained is why the model gives this one rather than that.
         max_new_tokens : int, optional
@@ -187,7 +195,22 @@ class Explainer:
         InputError
             If the model is no language model, or something does not fit.
         """
-        return answers.explain(self, prompt, answer, documents, instead, max_new_tokens, rows, target, chunk)
+        return answers.explain(self, prompt, answer, documents, image, instead, max_new_tokens, rows, target, chunk)
+
+    def answered(self, given: Sequence[Any], target: Any, contrastive: bool) -> Explanation:
+        """Explain the answer of a model that does nothing else, as :meth:`answer` does, which has the options.
+
+        Raises
+        ------
+        InputError
+            If there is a target, or other than what the task takes.
+        """
+        if target is not None or contrastive:
+            raise InputError(f"got a target for {self.task.name}; expected none: answer(...) takes what is explained")
+        takes_image = self.task.name == "image and text to text"
+        if len(given) != 1 + takes_image:
+            raise InputError(f"got {len(given)} inputs, expected {self.task.gives}")
+        return self.answer(given[1], image=given[0]) if takes_image else self.answer(given[0])
 
     def check_kind(self, given: Sequence[Any]) -> None:
         """Raise InputError if an image is given to a model of texts, or a text to one of images."""
@@ -235,21 +258,11 @@ class Explainer:
             return Row(label, value)
         return Row(label, value, places[0][-1], float(logits[tuple(places[0])]))
 
-    def finished(self, name: str, part: Part | None, relevance: Tensor, reading: Reading, row: Row) -> Part:
-        """Return a part with its relevance."""
-        values = relevance.detach().cpu()
-        if part is None:
-            # of several texts, the one that is explained
-            text = text_of(self.tokenizer, reading.about["texts"][row.index or 0])
-            return text.with_relevance(values[row.index or 0, : len(text.tokens)][None].numpy())
-        if isinstance(part, Text):
-            return part.with_relevance(values.numpy())
-        if name == "pixel_values":
-            return part.with_relevance(values.sum(1).numpy())
-        values = values[:, None] if values.dim() == 2 else values
-        # as it is shown: channels first
-        shape = part.values.shape  # type: ignore[union-attr]
-        return part.with_relevance((values if values.shape[1:] == shape else values.transpose(1, 2)).numpy())
+    def chosen_text(self, reading: Reading, relevance: Tensor, row: Row) -> Text:
+        """Return, of several texts, the one that is explained, with its relevance."""
+        index = row.index or 0
+        text = text_of(self.tokenizer, reading.about["texts"][index])
+        return text.with_relevance(relevance.detach().cpu()[index : index + 1, : len(text.tokens)].numpy())
 
     def read_images(self, image: Image.Image) -> dict[str, Any]:
         """Return the arguments for an image."""

@@ -338,6 +338,18 @@ def read_two_texts(explainer: Any, *given: str) -> Reading:
     return Reading(batch, {"input_ids": text, "other_ids": second})
 
 
+def shared_out(name: str, part: Part, relevance: Tensor) -> Part:
+    """Return a part with its relevance, of the shape of the model's argument after the rows."""
+    values = relevance.detach().cpu()
+    if isinstance(part, Text):
+        return part.with_relevance(values.numpy())
+    if isinstance(part, Picture):
+        return part.with_relevance(values.sum(1).numpy())
+    values = values[:, None] if values.dim() == 2 else values
+    # as it is shown: channels first
+    return part.with_relevance((values if values.shape[1:] == part.values.shape else values.transpose(1, 2)).numpy())
+
+
 def moved(batch: Mapping[str, Any], model: torch.nn.Module, device: torch.device) -> dict[str, Any]:
     """Return a batch on a device, its floating-point tensors in the model's dtype."""
     dtype = next((parameter.dtype for parameter in model.parameters() if parameter.is_floating_point()), None)

@@ -33,8 +33,8 @@ class Task:
         Auto classes of transformers, of the model and of its tokenizer or processor.
     mappings : tuple of str
         Which architectures have the task: names of mappings in ``transformers.models.auto.modeling_auto``.
-    read : callable
-        ``(explainer, *given) -> Reading``.
+    read : callable or None
+        ``(explainer, *given) -> Reading``; None for models that do nothing but answer.
     target : callable
         ``(explainer, reading, wanted, contrastive) -> Target``; None wants what the model chose.
     label : callable
@@ -52,9 +52,9 @@ class Task:
     loader: str
     reader: str
     mappings: tuple[str, ...]
-    read: Callable[..., Reading]
-    target: Callable[..., targets.Target]
-    label: Callable[..., str]
+    read: Callable[..., Reading] | None = None
+    target: Callable[..., targets.Target] = choosing.class_target
+    label: Callable[..., str] = choosing.class_label
     preset: str = "attnlrp"
     output: str | None = None
     wrap: Callable[[Any], torch.nn.Module] | None = None
@@ -126,6 +126,15 @@ TASKS: tuple[Task, ...] = (
         choosing.span_label,
         wrap=SpanModel,
     ),
+    Task("text to text", "a text", "AutoModelForSeq2SeqLM", "AutoTokenizer", ("SEQ_TO_SEQ_CAUSAL_LM",)),
+    Task(
+        "image and text to text",
+        "an image and a text",
+        "AutoModelForImageTextToText",
+        "AutoProcessor",
+        ("IMAGE_TEXT_TO_TEXT",),
+    ),
+    Task("speech to text", "audio", "AutoModelForSpeechSeq2Seq", "AutoProcessor", ("SPEECH_SEQ_2_SEQ",)),
     Task(
         "similarity",
         "two texts",
@@ -211,6 +220,10 @@ TASKS: tuple[Task, ...] = (
         output="prediction_outputs",
     ),
 )
+
+
+#: Tasks of which :meth:`zennit_attn.Explainer.answer` explains whole answers.
+ANSWERING = ("next token", *(task.name for task in TASKS if task.read is None))
 
 
 def task_of(architecture: str | None, name: str) -> Task:
