@@ -3,6 +3,7 @@
 import importlib.util
 
 import agreement
+import smollm2
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import logging
@@ -17,7 +18,7 @@ def load(name, dtype=torch.float32, device_map="auto", **options):
     Parameters
     ----------
     name : str or None
-        Name on the hub or folder; None stands for the small model next to this file.
+        Name on the hub or folder; ``"smollm2"`` is the model of ``smollm2.py``, None the small one next to this file.
     dtype : torch.dtype
         Of weights and activations; relevance is summed in float32 in any case.
     device_map : str
@@ -34,7 +35,7 @@ def load(name, dtype=torch.float32, device_map="auto", **options):
     """
     logging.set_verbosity_error()
     logging.disable_progress_bar()
-    name = agreement.MODEL_PATH if name is None else name
+    name = agreement.MODEL_PATH if name is None else smollm2.folder() if name == "smollm2" else name
     if importlib.util.find_spec("accelerate") is not None:
         options["device_map"] = device_map
     model = AutoModelForCausalLM.from_pretrained(name, dtype=dtype, attn_implementation="sdpa", **options).eval()
@@ -46,7 +47,7 @@ def load(name, dtype=torch.float32, device_map="auto", **options):
 def say_which(name):
     """Say if the small model stands in for a real one."""
     if name is None:
-        print("No --model: the small model of examples/models/agreement stands in, which knows 205 words.")
+        print("No --model: a small one stands in, which knows 205 words. --model smollm2 is a real one.")
 
 
 def word(tokenizer, token):

@@ -13,6 +13,8 @@ import torch
 from zennit_attn import AttnLRPComposite, ModelAdapter, heatmap, input_x_gradient
 from zennit_attn.composites.roles import role
 
+TEXT = "The Eiffel Tower is in Paris. The Colosseum is in"
+
 
 def watch(model):
     """Collect inner tensors while a model runs.
@@ -94,15 +96,17 @@ def trace(model, ids):
 def main(arguments=None):
     """Trace the next token of a text, print the neurons that matter most, and draw layers and heads."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
-    parser.add_argument("--model", help="such as Qwen/Qwen3-0.6B (default: a small stand-in)")
-    parser.add_argument("--text", default=language.PREFIX, help="what the next token is explained of")
+    parser.add_argument("--model", help="such as Qwen/Qwen3-0.6B, or smollm2 (default: a stand-in)")
+    parser.add_argument("--text", help="what the next token is explained of (default: on the Colosseum)")
     parser.add_argument("--top", type=int, default=8, help="how many neurons to print (default: %(default)s)")
     parser.add_argument("--out", type=Path, default=Path("latent"), help="folder of the pictures (default: latent)")
     args = parser.parse_args(arguments)
 
     language.say_which(args.model)
     model, tokenizer = language.load(args.model)
-    ids = tokenizer(args.text, return_tensors="pt")["input_ids"].to(model.device)
+    ids = tokenizer(args.text or (TEXT if args.model else language.PREFIX), return_tensors="pt")["input_ids"].to(
+        model.device
+    )
     logits, layers, heads, neurons = trace(model, ids)
 
     answer = language.word(tokenizer, logits.argmax())

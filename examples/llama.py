@@ -9,15 +9,9 @@ from pathlib import Path
 
 import language
 import torch
+from smollm2 import TEXT
 
 from zennit_attn import AttnLRPComposite, InputXGradient, heatmap, input_x_gradient, targets
-
-TEXT = """Context: For a long time nobody knew whether people could live at the height of Mount Everest without \
-bottled oxygen. A first British party came in 1921 to draw maps and to look for a way up from the north. The 1922 \
-expedition came back to climb: one rope without oxygen turned around at 8,225 metres, and a second one, with it, \
-reached 8,326 metres before a storm. In 1924 Norton got to 8,573 metres on the north face. The summit, at 8,849 \
-metres, was reached in 1953, from the south. Question: How high did the expedition of 1922 get with bottled oxygen? \
-Answer: With bottled oxygen, the 1922 expedition reached 8,"""
 
 
 def checkpoint(model):
@@ -40,7 +34,10 @@ def checkpoint(model):
 def main(arguments=None):
     """Explain the next token of a text, print the words that matter most, and draw all of them."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
-    parser.add_argument("--model", help="such as meta-llama/Llama-3.2-1B-Instruct (default: a small stand-in)")
+    parser.add_argument(
+        "--model",
+        help="such as meta-llama/Llama-3.2-1B-Instruct, or smollm2 (default: a stand-in)",
+    )
     parser.add_argument("--text", help="what the next token is explained of (default: on Mount Everest)")
     parser.add_argument("--dtype", choices=language.DTYPES, default="bfloat16", help="default: %(default)s")
     parser.add_argument("--device-map", default="auto", help="as in transformers (default: %(default)s)")

