@@ -27,6 +27,7 @@ from .figure import (
     WIDTH,
     Array,
     Heatmap,
+    Limit,
     Paint,
     amount,
     amounts,
@@ -40,6 +41,7 @@ from .figure import (
     with_title,
 )
 from .ink import GREY, Color, Fonts, ink_on
+from .skips import Mask, skipped
 from .spans import element, scale, span
 from .words import clean_tokens, is_special, merge, visible, word_starts
 
@@ -133,7 +135,8 @@ def tokens(
     tokenizer: Any = None,
     whole_words: bool = False,
     skip_first: int = 0,
-    vmax: float | None = None,
+    skip: Any = (),
+    vmax: Limit = None,
     shared: bool = True,
     numbers: bool = False,
     title: str = "",
@@ -157,9 +160,12 @@ def tokens(
         Whether to draw words, with the sum of the relevance of their tokens.
     skip_first : int
         How many of the first tokens the scale leaves out, 1 (or True) for an attention sink.
-    vmax : float, optional
-        Relevance of the strongest colours; by default the largest absolute relevance. What is beyond it, or beyond
-        the scale that leaves tokens out, has the strongest colour and an outline.
+    skip : sequence of int, slice, or mask of bool
+        Which other tokens it leaves out, as those of a chat's template. A word is left out with any of its tokens.
+    vmax : float or str, optional
+        Relevance of the strongest colours, or a percentile of absolute relevance, as ``"99%"``; by default the largest
+        absolute relevance. What is beyond it, or beyond the scale that leaves tokens out, has the strongest colour and
+        an outline.
     shared : bool
         Whether rows have one scale, or each its own.
     numbers : bool
@@ -198,10 +204,11 @@ def tokens(
 
     words = clean_tokens(tokens, tokenizer)
     rows = checked_rows(relevance, len(words))
+    left_out = skipped(skip_first, skip, len(words))
     if whole_words:
-        words, merged = merge(words, np.stack(list(rows.values())))
-        rows = dict(zip(rows, merged, strict=True))
-    limits = limits_of(list(rows.values()), skip_first, vmax, shared)
+        whole, merged = merge(words, np.stack([*rows.values(), left_out]))
+        words, rows, left_out = whole, dict(zip(rows, merged, strict=False)), merged[-1] > 0
+    limits = limits_of(list(rows.values()), left_out, vmax, shared)
     labels = [label if shared else f"{label} ±{limit:.3g}".strip() for label, limit in zip(rows, limits, strict=True)]
     written = [amounts(values, limit) for values, limit in zip(rows.values(), limits, strict=True)] if numbers else []
     title = visible(title)
@@ -236,13 +243,11 @@ def checked_rows(relevance: Any, count: int) -> dict[str, Array]:
     return arrays
 
 
-def limits_of(rows: list[Array], skip_first: int, vmax: float | None, shared: bool) -> list[float]:
+def limits_of(rows: list[Array], left_out: Mask, vmax: Limit, shared: bool) -> list[float]:
     """Return the relevance of the strongest colour of each row."""
-    if not 0 <= skip_first < len(rows[0]):
-        raise ValueError(f"got skip_first={skip_first}, expected 0 to {len(rows[0]) - 1}, which leaves a token")
+    stacks = [np.stack(rows)] * len(rows) if shared else rows
     # a scale that leaves out all that is not zero is none
-    limits = [limit_of(values[int(skip_first) :], vmax) or largest(values) for values in rows]
-    return [max(limits)] * len(rows) if shared else limits
+    return [limit_of(values[..., ~left_out], vmax) or largest(values) for values in stacks]
 
 
 def note_of(rows: list[Array], beyond: list[float]) -> str:
