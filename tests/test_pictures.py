@@ -5,6 +5,7 @@ from itertools import pairwise
 import numpy as np
 import pytest
 import torch
+from matplotlib.figure import Figure
 from matplotlib.text import Text
 from PIL import Image
 
@@ -202,3 +203,129 @@ def test_a_photo_keeps_its_colours_where_there_is_no_relevance():
     assert heatmap.imgify(np.zeros((1, 3)), photo(size=(3, 1)), grey=False).getpixel((0, 0)) == (200, 30, 60)
     grey = heatmap.imgify([[0.0, 1.0, -0.25]], photo(size=(3, 1)), opacity=0).getpixel((0, 0))
     assert len(set(grey)) == 1
+
+
+# ---- curves
+
+
+def line_of(axes):
+    """Return the places and values of a line."""
+    return axes.lines[0].get_data()
+
+
+def test_a_curve_has_its_relevance_under_the_signal_and_seconds(tmp_path):
+    relevance, wave = np.array([1.0, -2.0, 0.0, 0.5]), np.array([3.0, 1.0, 2.0, -1.0])
+    picture = heatmap.curve(relevance, wave, rate=2, names=["load"], title="T")
+    axes = picture.figure.axes[0]
+    np.testing.assert_array_equal(axes.images[0].get_array(), [relevance])
+    assert axes.images[0].get_clim() == (-2, 2)
+    # a sample is in the middle of its colour
+    assert tuple(axes.images[0].get_extent()[:2]) == (-0.25, 1.75) == axes.get_xlim()
+    np.testing.assert_array_equal(line_of(axes), [[0, 0.5, 1, 1.5], wave])
+    assert all(text in texts(picture) for text in ("load", "seconds", "T", "+2", "relevance -2"))
+    assert "sum of" not in texts(picture)
+    for kind in ("png", "pdf", "svg", "html"):
+        picture.save(tmp_path / f"x.{kind}")
+    assert "<svg" in picture._repr_html_()
+    middle = axes.get_position()
+    image = picture.image(144)
+    place = (
+        round(image.width * (middle.x0 + middle.width * 3 / 8)),
+        round(image.height * (1 - middle.y1 + middle.height / 8)),
+    )
+    assert list(image.getpixel(place)) == BLUE
+
+
+def test_channels_are_stacked_and_share_a_scale():
+    relevance = torch.tensor([[1.0, 0.0, 2.0], [0.0, -8.0, 1.0]])
+    picture = heatmap.curve(relevance, torch.randn(2, 6), names=["left", "right"], vmax="50%")
+    one, two, _ = picture.figure.axes
+    assert one.images[0].get_clim() == two.images[0].get_clim() == (-1, 1)
+    assert one.get_position().y0 > two.get_position().y1
+    assert one.get_position().x0 == two.get_position().x0
+    assert not list(one.get_xticks())
+    assert list(two.get_xticks()) == [0, 1, 2, 3, 4, 5]
+    assert "2 of 6 values are beyond the scale" in texts(picture)
+
+
+@pytest.mark.parametrize(("count", "steps"), [(4, 16), (5, 16), (7, 7)])
+def test_coarser_relevance_is_drawn_over_its_extent(count, steps):
+    relevance = np.arange(1.0, count + 1)
+    axes = heatmap.curve(relevance, np.ones(steps)).figure.axes[0]
+    image = axes.images[0]
+    np.testing.assert_array_equal(image.get_array(), [relevance])
+    assert image.get_extent()[:2] == pytest.approx((-0.5, steps - 0.5))
+
+
+@pytest.mark.parametrize("count", [480, 481, 1000, 10_007])
+def test_what_is_narrower_than_a_point_is_summed(count):
+    relevance = np.random.default_rng(0).standard_normal(count)
+    picture = heatmap.curve(relevance, np.ones(count), rate=100)
+    axes = picture.figure.axes[0]
+    cells = np.asarray(axes.images[0].get_array())[0]
+    assert cells.sum() == pytest.approx(relevance.sum())
+    each = -(-count // 480)
+    assert len(cells) == -(-count // each) <= 480
+    assert cells[3] == pytest.approx(relevance[3 * each : 4 * each].sum())
+    assert (f"each colour is the sum of {each} steps ({each / 100:.3g} s)" in texts(picture)) == (each > 1)
+    # each colour is as long as its steps, of which the last one may have fewer
+    low, high = axes.images[0].get_extent()[:2]
+    assert (high - low) / len(cells) == pytest.approx(each / 100)
+    assert axes.get_xlim() == pytest.approx((-0.005, count / 100 - 0.005))
+
+
+def test_a_long_line_keeps_its_peaks():
+    wave = np.zeros(1_000_003)
+    wave[[17, 500_000, 1_000_002]] = [5.0, -7.0, 3.0]
+    axes = heatmap.curve(np.ones(50), wave, rate=16000).figure.axes[0]
+    places, values = line_of(axes)
+    assert len(values) < 4000
+    assert (np.diff(places) >= 0).all()
+    for place, value in ((17, 5), (500_000, -7), (1_000_002, 3)):
+        assert value in values[np.isclose(places, place / 16000)]
+
+
+def test_relevance_alone_is_its_own_line():
+    relevance = np.array([1.0, -2.0, 0.5])
+    axes = heatmap.curve(relevance).figure.axes[0]
+    (steps,) = axes.patches
+    np.testing.assert_array_equal(steps.get_data().values, relevance)
+    np.testing.assert_array_equal(steps.get_data().edges, [-0.5, 0.5, 1.5, 2.5])
+    assert "all relevance is zero" in texts(heatmap.curve(np.zeros(3), np.ones(3)))
+
+
+def test_a_curve_stands_on_axes():
+    figure = Figure()
+    axes = figure.subplots()
+    assert heatmap.curve(np.eye(5)[0], rate=2, title="T", ax=axes).figure is figure
+    figure.colorbar(axes.images[0])
+    assert axes.get_xlabel() == "seconds"
+    assert axes.get_title() == "T"
+    with pytest.raises(ValueError, match="ax= for 2 channels"):
+        heatmap.curve(np.ones((2, 3)), ax=axes)
+
+
+@pytest.mark.parametrize(
+    ("relevance", "arguments", "message"),
+    [
+        (np.ones((2, 3, 4)), {}, r"relevance of shape \(2, 3, 4\), expected \(time,\) or"),
+        (np.ones(0), {}, "relevance of shape"),
+        (np.ones(4), {"values": np.ones(3)}, "at most as many steps"),
+        (np.ones((80, 3)), {"values": np.ones(30)}, "sum relevance over other axes, as frequencies"),
+        (np.ones(3), {"values": [1.0, np.nan, 2.0]}, "1 of 3 values that are not finite"),
+        (np.ones(3), {"rate": 0}, "rate=0, expected a positive"),
+        (np.ones((2, 3)), {"names": ["a"]}, "1 names for 2 channels"),
+        (np.ones(3), {"vmax": "most"}, "vmax='most'"),
+    ],
+)
+def test_wrong_curves(relevance, arguments, message):
+    with pytest.raises(ValueError, match=message):
+        heatmap.curve(relevance, **arguments)
+
+
+def test_a_small_curve_prints_as_it_could_be_written():
+    first = heatmap.curve([[1.0, -2.0], [0.0, 1.0]], np.ones((2, 6)), 4, ["a", "b"], title="T")
+    again = eval(repr(first), {"heatmap": heatmap, "numpy": np})
+    assert repr(again) == repr(first)
+    assert again.image(72) == first.image(72)
+    assert repr(heatmap.curve(np.ones(300))).startswith("<Heatmap of 1 channel, 300 steps, ")
