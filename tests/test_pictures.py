@@ -329,3 +329,87 @@ def test_a_small_curve_prints_as_it_could_be_written():
     assert repr(again) == repr(first)
     assert again.image(72) == first.image(72)
     assert repr(heatmap.curve(np.ones(300))).startswith("<Heatmap of 1 channel, 300 steps, ")
+
+
+# ---- an image and a text
+
+
+def test_an_image_and_a_text_have_one_scale_and_their_shares(tmp_path):
+    relevance = torch.tensor([[[1.0, 1.0, -3.0, 0.0], [1.0, 1.0, 0.0, 0.0]]])
+    picture = heatmap.pair(relevance, photo(size=(8, 4)), ["▁a", "▁key", "s"], [0.0, 2.0, -1.0], patch=2, opacity=1)
+    axes = picture.figure.axes[0]
+    scale = Paint()(np.array([4.0, -3.0, 0.0, 2.0, -1.0]), -4, 4)
+    assert [pixels(axes)[0, 0].tolist(), pixels(axes)[0, -1].tolist()] == scale[:2].tolist()
+    assert [list(box.fill) for box in boxes(picture)] == scale[2:].tolist()
+    assert "image +50 %, text +50 % of the total relevance of +2" in texts(picture)
+    assert "relevance -4" in texts(picture)
+    assert "+4" in texts(picture)
+    assert len(picture.figure.axes) == 3
+    # neither overlaps the other one, nor the scale
+    image, words, bar = (each.get_position() for each in picture.figure.axes)
+    assert image.x1 < words.x0
+    assert min(image.y0, words.y0) > bar.y1
+    assert {"a", "key", "s"} <= set(picture.texts)
+    for kind in ("png", "pdf", "svg", "html"):
+        picture.save(tmp_path / f"x.{kind}")
+    assert repr(picture).startswith("<Heatmap of an image and 3 tokens, ")
+
+
+@pytest.mark.parametrize(
+    ("image", "words", "said"),
+    [
+        (3.0, [-1.0, 0.0], "image +150 %, text -50 % of the total relevance of +2"),
+        (-2.0, [-1.0, -1.0], "image +50 %, text +50 % of the total relevance of -4"),
+        (1.0, [1.5, -2.5], "image +1, text -1, which cancel"),
+        (1.0, [2.0, 0.0], "image +33 %, text +67 %"),
+    ],
+)
+def test_shares_are_of_the_total(image, words, said):
+    assert said in texts(heatmap.pair([[image]], None, ["a", "b"], words))
+
+
+def test_skipped_tokens_count_in_the_share_and_not_in_the_scale():
+    picture = heatmap.pair([[1.0, 0.0]], None, ["<s>", "play", "##ing"], [6.0, 1.0, 2.0], skip=[0], whole_words=True)
+    assert "image +10 %, text +90 %" in texts(picture)
+    assert "relevance -3" in texts(picture)
+    assert "outlined: beyond the scale (+6)" in texts(picture)
+    assert [box.note for box in boxes(picture)] == ["<s> +6", "playing +3"]
+
+
+def test_what_a_pair_has_beyond_the_scale_is_said():
+    picture = heatmap.pair([[4.0, 1.0]], None, ["a", "b"], [3.0, 0.0], vmax=2, numbers=True)
+    note = "image: 1 of 2 values are beyond the scale: all are +1 to +4; outlined: beyond the scale (+3)"
+    assert note in texts(picture)
+    zero = texts(heatmap.pair(np.zeros((2, 2)), None, ["a"], [0.0]))
+    assert zero.count("all relevance is zero") == 1
+    assert "image" not in zero
+    assert "all relevance" not in texts(heatmap.pair(np.zeros((2, 2)), None, ["a"], [1.0]))
+    assert "all relevance" not in texts(heatmap.pair(np.ones((2, 2)), None, ["a"], [0.0]))
+
+
+def test_a_long_text_stands_beside_its_image_and_in_the_page():
+    picture = heatmap.pair(np.eye(2), None, ["▁word"] * 200 + ["m" * 80], np.ones(201), title="T", width=200)
+    image, words, bar = (each.get_position() for each in picture.figure.axes)
+    assert image.y1 == pytest.approx(words.y1)
+    assert words.y0 > bar.y1
+    page = np.asarray(picture.image(100))
+    inner = page[8:-8, 8:-8]
+    assert (page == 255).sum() - (inner == 255).sum() == page.size - inner.size
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"token_relevance": [1.0]}, r"shape \(1,\) for 2 tokens"),
+        ({"relevance": np.ones((2, 1, 2, 2))}, "for one image, expected"),
+        ({"picture": np.ones((4, 8))}, "or that of its patches"),
+        ({"patch": 3}, "patch=3"),
+        ({"skip": [5]}, r"skip=\[5\]"),
+        ({"vmax": "1.5"}, "vmax='1.5'"),
+        ({"opacity": 2, "picture": np.ones((2, 2))}, "opacity=2"),
+    ],
+)
+def test_wrong_pairs(arguments, message):
+    given = {"relevance": np.ones((2, 2)), "picture": None, "tokens": ["a", "b"], "token_relevance": [1.0, 2.0]}
+    with pytest.raises(ValueError, match=message):
+        heatmap.pair(**{**given, **arguments})

@@ -2,12 +2,24 @@
 
 from .curves import curve
 from .figure import Heatmap
+from .pairs import pair
 from .panels import images, imgify
 from .rows import TokenHeatmap, pdf_heatmap, tokens
 from .traces import trace
 from .words import clean_tokens
 
-__all__ = ["Heatmap", "TokenHeatmap", "clean_tokens", "curve", "images", "imgify", "pdf_heatmap", "tokens", "trace"]
+__all__ = [
+    "Heatmap",
+    "TokenHeatmap",
+    "clean_tokens",
+    "curve",
+    "images",
+    "imgify",
+    "pair",
+    "pdf_heatmap",
+    "tokens",
+    "trace",
+]
 
 
 def __dir__() -> list[str]:

@@ -1,7 +1,7 @@
 """Heatmap: relevance of tokens, images, and layers or heads, drawn for a paper, a notebook or a terminal.
 
-Colours are symmetric about zero, and each picture states its scale. :func:`tokens`, :func:`images` and :func:`trace`
-return a :class:`Heatmap`, which is shown in notebooks and saved as PNG, SVG, HTML and PDF. Nothing is computed here:
+Colours are symmetric about zero, and each picture states its scale. All functions that draw return a :class:`Heatmap`,
+which is shown in notebooks and saved as PNG, SVG, HTML and PDF. Nothing is computed here:
 relevance is drawn as it comes, not normalised, smoothed or cut off, unless it is asked for.
 """
 
@@ -206,8 +206,7 @@ def tokens(
     rows = checked_rows(relevance, len(words))
     left_out = skipped(skip_first, skip, len(words))
     if whole_words:
-        whole, merged = merge(words, np.stack([*rows.values(), left_out]))
-        words, rows, left_out = whole, dict(zip(rows, merged, strict=False)), merged[-1] > 0
+        words, rows, left_out = whole(words, rows, left_out)
     limits = limits_of(list(rows.values()), left_out, vmax, shared)
     labels = [label if shared else f"{label} ±{limit:.3g}".strip() for label, limit in zip(rows, limits, strict=True)]
     written = [amounts(values, limit) for values, limit in zip(rows.values(), limits, strict=True)] if numbers else []
@@ -243,6 +242,12 @@ def checked_rows(relevance: Any, count: int) -> dict[str, Array]:
     return arrays
 
 
+def whole(words: list[str], rows: dict[str, Array], left_out: Mask) -> tuple[list[str], dict[str, Array], Mask]:
+    """Return whole words, the sums of their tokens, and which of them have a token that is left out."""
+    names, merged = merge(words, np.stack([*rows.values(), left_out]))
+    return names, dict(zip(rows, merged, strict=False)), merged[-1] > 0
+
+
 def limits_of(rows: list[Array], left_out: Mask, vmax: Limit, shared: bool) -> list[float]:
     """Return the relevance of the strongest colour of each row."""
     stacks = [np.stack(rows)] * len(rows) if shared else rows
@@ -265,6 +270,8 @@ class TokenRows:
 
     Attributes
     ----------
+    beyond : list of float
+        Relevance that is beyond the scale.
     note : str
         What has to be known of the colours.
     ends : tuple of float, optional
@@ -289,8 +296,8 @@ class TokenRows:
         self.ends = (-limits[0], limits[0]) if shared else None
         pairs = list(zip(rows.values(), limits, strict=True))
         self.colors = [[tuple(each) for each in paint(values, -top, top).tolist()] for values, top in pairs]
-        beyond = [float(value) for values, top in pairs for value in values if abs(value) > top]
-        self.note = note_of(list(rows.values()), beyond)
+        self.beyond = [float(value) for values, top in pairs for value in values if abs(value) > top]
+        self.note = note_of(list(rows.values()), self.beyond)
         # room before and after each word; there is hardly any inside of a word
         starts = {*word_starts(words), len(words)}
         self.pads = list(pairwise((PAD if index in starts else SEAM) * size for index in range(len(words) + 1)))
