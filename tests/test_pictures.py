@@ -124,6 +124,11 @@ def test_where_the_percentile_is_zero_the_scale_is_of_the_largest():
     assert heatmap.imgify(np.zeros((2, 2)), vmax="50%").getpixel((0, 0)) == tuple(WHITE)
 
 
+def test_the_least_is_no_percentile():
+    with pytest.raises(ValueError, match="vmin='1%', vmax=None, expected finite numbers"):
+        heatmap.imgify(np.eye(2), vmin="1%")
+
+
 @pytest.mark.parametrize("text", ["99", "%", "0%", "101%", "-1%", "nan%", "99 percent", ""])
 @pytest.mark.parametrize("draw", [heatmap.trace, heatmap.images, heatmap.imgify])
 def test_what_is_no_percentile(draw, text):
@@ -324,7 +329,7 @@ def test_wrong_curves(relevance, arguments, message):
 
 
 def test_a_small_curve_prints_as_it_could_be_written():
-    first = heatmap.curve([[1.0, -2.0], [0.0, 1.0]], np.ones((2, 6)), 4, ["a", "b"], title="T")
+    first = heatmap.curve([[1.0, -2.0], [0.0, 1.0]], np.ones((2, 6)), 4, ["a", "b"], vmax="75%", title="T")
     again = eval(repr(first), {"heatmap": heatmap, "numpy": np})
     assert repr(again) == repr(first)
     assert again.image(72) == first.image(72)
@@ -385,6 +390,12 @@ def test_what_a_pair_has_beyond_the_scale_is_said():
     assert "image" not in zero
     assert "all relevance" not in texts(heatmap.pair(np.zeros((2, 2)), None, ["a"], [1.0]))
     assert "all relevance" not in texts(heatmap.pair(np.ones((2, 2)), None, ["a"], [0.0]))
+
+
+def test_the_page_ends_beside_a_short_text():
+    short, long = (heatmap.pair(np.eye(2), None, ["▁word"] * count, np.ones(count)) for count in (3, 60))
+    assert short.figure.get_figwidth() < long.figure.get_figwidth() <= 480 / 72
+    assert len({box.y for box in boxes(short)}) == 1
 
 
 def test_a_long_text_stands_beside_its_image_and_in_the_page():

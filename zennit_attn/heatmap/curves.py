@@ -115,7 +115,7 @@ def curve(
     drawing = Strips(sheet.face, size, Paint(cmap, level), shares, signal, rate, vmax, width)
     what = f"{len(shares)} channel{'s' * (len(shares) > 1)}, {steps} steps"
     given = shares.tolist(), None if signal is None else signal.tolist(), rate, labels if names else None
-    call = call_of("curve", shares.size + (0 if signal is None else signal.size), *given, title=title)
+    call = call_of("curve", shares.size + (0 if signal is None else signal.size), *given, vmax=vmax, title=title)
     if ax is not None:
         from .sheet import figure_of
 

@@ -10,6 +10,7 @@ from zennit.cmap import ColorMap
 
 from .figure import (
     CMAP,
+    LARGE,
     LEADING,
     MARGIN,
     SIZE,
@@ -122,20 +123,22 @@ def pair(
     wide = min(SHARE * (width - 2 * MARGIN), WIDEST)
     high, left = wide * image.shape[0] / image.shape[1], MARGIN + wide + GAP * size
     room = max(width - MARGIN - left, drawing.narrowest())
-    sheet.width = left + room + MARGIN
-    top, (cells, deep) = with_title(sheet, title, size), drawing.lay(room)
+    # beside a short text the page ends, if what stands above and below has room
+    room = max(cell.x + cell.width for cell in drawing.lay(room)[0])
+    said = shares(float(plane.sum()), float(values.sum()))
+    long = max(SCALE * size, sheet.face.length(said, size), sheet.face.length(title, LARGE * size))
+    sheet.width = max(left + room + MARGIN, min(MARGIN + long + MARGIN, width))
+    top, deep = with_title(sheet, title, size), drawing.lay(room)[1]
     end = top + max(high, deep)
     # the one that is less high stands beside the middle of an image, and at the beginning of a text
     show(sheet.axes(MARGIN, top, wide, high), image, smooth)
     Words(sheet.axes(left, top + max(high - deep, 0) / 2, room, deep), sheet.face, drawing.lay)
     sheet.texts.extend(drawing.shown)
-    right = left + max(cell.x + cell.width for cell in cells)
-    said = shares(float(plane.sum()), float(values.sum()))
     for line in sheet.face.wrapped(said, size, sheet.width - 2 * MARGIN) if said else []:
         end += LEADING * size
         sheet.text(MARGIN, end + 0.3 * size, line, size)
-    sides = MARGIN, min(max(right, MARGIN + SCALE * size), sheet.width - MARGIN)
-    with_scale(sheet, sides, end + size, size, paint, drawing.ends, note_on_both(plane, values, drawing))
+    note = note_on_both(plane, values, drawing)
+    with_scale(sheet, (MARGIN, sheet.width - MARGIN), end + size, size, paint, drawing.ends, note)
     return Heatmap(sheet.figure, sheet.face, sheet.texts, title, f"an image and {len(words)} tokens")
 
 

@@ -369,7 +369,9 @@ def as_plane(relevance: Any, patch: Patch) -> Array:
 
 def sides_of(patch: Patch) -> tuple[int, int]:
     """Return the height and width of a patch, which is one pixel by default."""
-    return (patch, patch) if isinstance(patch, int) else patch or (1, 1)
+    if patch is None:
+        return 1, 1
+    return patch if isinstance(patch, tuple) else (patch, patch)
 
 
 def as_pixels(picture: Any) -> Pixels:
@@ -445,8 +447,8 @@ def bounds(values: list[Array], vmin: float | None, vmax: Limit, symmetric: bool
         # relevance that is zero everywhere has no percentile
         vmax = limit_of(np.concatenate([part.ravel() for part in values]), vmax) or None
     for end in (vmin, vmax):
-        if end is not None and not np.isfinite(end):
-            raise ValueError(f"got vmin={vmin}, vmax={vmax}, expected finite numbers")
+        if end is not None and (isinstance(end, str) or not np.isfinite(end)):
+            raise ValueError(f"got vmin={vmin!r}, vmax={vmax!r}, expected finite numbers; vmax may be a percentile")
     # one end of symmetric colours is the other one, too
     if symmetric and vmin is None and vmax is not None:
         vmin = -vmax
