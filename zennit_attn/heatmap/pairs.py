@@ -130,7 +130,7 @@ def pair(
     sheet.width = max(left + room + MARGIN, min(MARGIN + long + MARGIN, width))
     top, deep = with_title(sheet, title, size), drawing.lay(room)[1]
     end = top + max(high, deep)
-    # the one that is less high stands beside the middle of an image, and at the beginning of a text
+    # a text that is less high than its image stands beside the middle of it
     show(sheet.axes(MARGIN, top, wide, high), image, smooth)
     Words(sheet.axes(left, top + max(high - deep, 0) / 2, room, deep), sheet.face, drawing.lay)
     sheet.texts.extend(drawing.shown)
