@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import os
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
@@ -27,6 +28,8 @@ if TYPE_CHECKING:
     from .sheet import Face, Sheet
 
 Array = NDArray[np.float64]
+# relevance of the strongest colour: a number, or a percentile as "99%"
+Limit = float | str | None
 P = ParamSpec("P")
 T = TypeVar("T")
 
@@ -39,6 +42,7 @@ BAR = 12.0
 MOST_NUMBERS = 200
 # colours in a table
 ENTRIES = 4097
+PERCENTILE = re.compile(r"(\d+(?:\.\d+)?)%")
 # the base line of text in the middle of a cell is lower than the middle by half the height of a capital
 MIDDLE = 0.36
 # in units of the size of the text: other text, the distance of lines, and the narrowest content
@@ -219,19 +223,42 @@ def largest(values: Array) -> float:
     return float(np.abs(values).max(initial=0.0))
 
 
-def limit_of(values: Array, vmax: float | None) -> float:
-    """Return the relevance of the strongest colour: a given one, or the largest absolute one.
+def limit_of(values: Array, vmax: Limit) -> float:
+    """Return the relevance of the strongest colour: a given one, a percentile, or the largest absolute one.
 
     Raises
     ------
     ValueError
-        If the given one is not positive.
+        If the given one is not positive, or is no percentile.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from zennit_attn.heatmap.figure import limit_of
+    >>> values = np.array([*range(-100, 0), 5000.0])
+    >>> limit_of(values, None), limit_of(values, 10), limit_of(values, "99%")
+    (5000.0, 10.0, 100.0)
     """
     if vmax is None:
         return largest(values)
+    if isinstance(vmax, str):
+        # where nearly all relevance is zero the percentile is, too, and is no scale
+        share = percentage(vmax)
+        return (float(np.percentile(np.abs(values), share)) if values.size else 0.0) or largest(values)
     if not (np.isfinite(vmax) and vmax > 0):
         raise ValueError(f"got vmax={vmax}, expected a positive number: the relevance of the strongest colour")
     return float(vmax)
+
+
+def percentage(text: str) -> float:
+    """Return the number of a text as "99%"."""
+    found = PERCENTILE.fullmatch(text)
+    if found is None or not 0 < float(found[1]) <= 100:
+        raise ValueError(
+            f"got vmax={text!r}, expected a number, or a percentile of absolute relevance above 0% and up to 100%, "
+            "as '99%'"
+        )
+    return float(found[1])
 
 
 def amount(value: float) -> str:
@@ -263,8 +290,8 @@ def amounts(values: Array, limit: float) -> list[str]:
     return [text if float(text) else "0" for text in texts]
 
 
-def note_on(values: Array, low: float, high: float) -> str:
-    """Say what has to be known of values and a scale: that all are zero, or that some are beyond it."""
+def note_on(values: Array, low: float | Array, high: float | Array) -> str:
+    """Say what has to be known of values and their scale or scales: that all are zero, or that some are beyond it."""
     if not values.any():
         return "all relevance is zero"
     count = int(((values < low) | (values > high)).sum())

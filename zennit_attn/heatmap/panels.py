@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -22,12 +23,14 @@ from .figure import (
     WIDTH,
     Array,
     Heatmap,
+    Limit,
     Paint,
     amount,
     as_array,
     call_of,
     drawn,
     largest,
+    limit_of,
     note_on,
     page,
     with_scale,
@@ -43,6 +46,8 @@ if TYPE_CHECKING:
 
 # the widest panel in points, and the room between panels in units of the size of the text
 WIDEST, GAP = 150.0, 0.6
+# pixels of a side, or of height and width
+Patch = int | tuple[int, int] | None
 
 
 def imgify(
@@ -50,12 +55,14 @@ def imgify(
     picture: Any = None,
     *,
     vmin: float | None = None,
-    vmax: float | None = None,
+    vmax: Limit = None,
     cmap: str | ColorMap = CMAP,
     level: float = 1.0,
     symmetric: bool = True,
     opacity: float = 0.65,
     smooth: bool = False,
+    grey: bool = True,
+    patch: Patch = None,
 ) -> Image.Image:
     """Return relevance as an image, pixel by pixel, as :func:`zennit.image.imgify` does, or over a picture.
 
@@ -67,15 +74,20 @@ def imgify(
         Shape ``(height, width)``, or ``(channels, height, width)``, which is summed over channels.
     picture : PIL.Image.Image, torch.Tensor or numpy.ndarray, optional
         What the relevance is of: uint8 or from 0 to 1, of shape ``(height, width)``, ``(3, height, width)`` or
-        ``(height, width, 3)``. It is drawn in grey, and relevance over it, which is enlarged to it.
+        ``(height, width, 3)``. Relevance is drawn over it, and enlarged to it.
     vmin, vmax : float, optional
         Relevance of the outermost colours. If one is given and the colours are symmetric, it is the other one, too.
+        The greatest may be a percentile of absolute relevance, as ``"99%"``.
     cmap, level, symmetric
         As in :func:`zennit.image.imgify`.
     opacity : float
         Opacity of relevance over a picture, from 0 to 1.
     smooth : bool
         Whether to interpolate what is enlarged.
+    grey : bool
+        Whether the picture is grey, or has its own colours, over which relevance is the fainter the weaker it is.
+    patch : int or tuple of int, optional
+        Sum relevance over patches of so many pixels, or of a height and a width, as those of a vision transformer.
 
     Returns
     -------
@@ -95,9 +107,9 @@ def imgify(
     >>> image.size, [image.getpixel((x, 0)) for x in range(3)]
     ((3, 1), [(33, 102, 172), (255, 255, 255), (178, 24, 43)])
     """
-    values, pixels = as_plane(relevance), None if picture is None else as_pixels(picture)
+    values, pixels = as_plane(relevance, patch), None if picture is None else as_pixels(picture)
     ends = bounds([values], vmin, vmax, symmetric)
-    return Image.fromarray(painted(values, pixels, ends, Paint(cmap, level), opacity, smooth))
+    return Image.fromarray(Over(Paint(cmap, level), opacity, smooth, grey, patch).painted(values, pixels, ends))
 
 
 @drawn
@@ -109,12 +121,15 @@ def images(
     rows: Sequence[str] | None = None,
     columns: Sequence[str] | None = None,
     labels: Sequence[Any] | None = None,
+    beside: bool = False,
     shared: bool = True,
     vmin: float | None = None,
-    vmax: float | None = None,
+    vmax: Limit = None,
     symmetric: bool = True,
     opacity: float = 0.65,
     smooth: bool = False,
+    grey: bool = True,
+    patch: Patch = None,
     title: str = "",
     cmap: str | ColorMap = CMAP,
     level: float = 1.0,
@@ -138,9 +153,11 @@ def images(
         What stands before each row, and above each column.
     labels : sequence of str, optional
         What stands below each image, in a list or in a list of lists.
+    beside : bool
+        Whether each picture as it is, in its own colours, stands before its relevance; one for all stands there once.
     shared : bool
         Whether images have one scale, or each its own, which then stands below it.
-    vmin, vmax, symmetric, opacity, smooth
+    vmin, vmax, symmetric, opacity, smooth, grey, patch
         As in :func:`imgify`.
     title, cmap, level, width, size, font
         As in :func:`zennit_attn.heatmap.tokens`. Images are at most 150 points wide.
@@ -164,26 +181,32 @@ def images(
     >>> picture = heatmap.images(torch.randn(6, 3, 8, 8), rows=["AttnLRP", "CP-LRP"], columns=["a", "b", "c"])
     >>> picture.save("images.pdf")  # doctest: +SKIP
     """
-    planes, shape = flattened(listed(relevance, as_plane), "relevance")
+    planes, shape = flattened(listed(relevance, partial(as_plane, patch=patch)), "relevance")
     known = [values for values in planes if values is not None]
     if not known:
         raise ValueError("got no relevance, expected it of one image at least")
     shape = shape_of(len(planes), grid or shape, rows, columns)
     pixels, _ = flattened(listed(pictures, as_pixels), "pictures")
-    pixels = filled("pictures", pixels * (len(planes) if len(pixels) == 1 else 1), len(planes))
+    is_of_all = len(pixels) == 1 < len(planes)
+    pixels = filled("pictures", pixels * (len(planes) if is_of_all else 1), len(planes))
+    if beside and not any(picture is not None for picture in pixels):
+        raise ValueError("got beside=True without pictures, expected those that are to stand beside their relevance")
     below, _ = flattened(listed(labels, shown), "labels")
     below = filled("labels", below * (len(planes) if labels is None else 1), len(planes))
     limits = [bounds(known if shared or values is None else [values], vmin, vmax, symmetric) for values in planes]
     paint = Paint(cmap, level)
-    panels: list[tuple[Pixels | None, list[str]]] = []
+    over, panels = Over(paint, opacity, smooth, grey, patch), list[Panel]()
     for values, picture, ends, label in zip(planes, pixels, limits, below, strict=True):
-        drawn = picture if values is None else painted(values, picture, ends, paint, opacity, smooth)
+        parts = [picture if values is None else over.painted(values, picture, ends)]
+        if beside and not is_of_all:
+            parts.insert(0, None if values is None else picture)
         scale = f"±{ends[1]:.3g}" if -ends[0] == ends[1] else f"{amount(ends[0])} to {amount(ends[1])}"
-        panels.append((drawn, list(filter(None, [label, "" if shared or values is None else scale]))))
+        panels.append(Panel(parts, list(filter(None, [label, "" if shared or values is None else scale]))))
     title, heads, tops = shown(title), list(map(shown, rows or ())), list(map(shown, columns or ()))
     sheet, what = page(width, size, font), f"{len(planes)} image{'s' * (len(planes) > 1)}"
     call, alike = "", {values.shape for values in known}
-    if len(known) == len(planes) and len(alike) == 1 and not (any(picture is not None for picture in pixels) or labels):
+    is_plain = labels is None and patch is None and all(picture is None for picture in pixels)
+    if is_plain and len(known) == len(planes) and len(alike) == 1:
         # one plane for each image, in an axis of channels
         stack = np.stack(known)[:, None]
         call = call_of("images", stack.size, stack, grid=shape, rows=heads, columns=tops, title=title)
@@ -192,37 +215,51 @@ def images(
 
         draw_on(ax, panels, smooth, title)
         return Heatmap(figure_of(ax), sheet.face, [title], title, what, call)
+    if beside and is_of_all:
+        for row in range(shape[0]):
+            panels.insert(row * (shape[1] + 1), Panel([None if row else pixels[0]], []))
+        shape, tops = (shape[0], shape[1] + 1), ["input", *tops] if tops else []
     top = Grid(sheet, panels, shape, heads, tops, size, smooth).draw(title)
     everything = np.concatenate([values.ravel() for values in known])
-    note = note_on(everything, *(limits[0] if shared else (-np.inf, np.inf)))
+    of_each = [(values.size, ends) for values, ends in zip(planes, limits, strict=True) if values is not None]
+    low, high = (np.repeat([ends[place] for _, ends in of_each], [count for count, _ in of_each]) for place in (0, 1))
+    note = note_on(everything, low, high)
     sides = MARGIN, sheet.width - MARGIN
     with_scale(sheet, sides, top, size, paint, limits[0] if shared else None, note)
     return Heatmap(sheet.figure, sheet.face, sheet.texts, title, what, call)
 
 
-def draw_on(axes: Axes, panels: list[tuple[Pixels | None, list[str]]], smooth: bool, title: str) -> None:
+@dataclass(frozen=True)
+class Panel:
+    """Pictures that stand beside each other, as many in each panel, and the text below them."""
+
+    parts: list[Pixels | None]
+    texts: list[str]
+
+
+def draw_on(axes: Axes, panels: list[Panel], smooth: bool, title: str) -> None:
     """Draw one panel on axes."""
     from .sheet import picture
 
-    pixels = panels[0][0]
-    if len(panels) != 1 or pixels is None:
-        raise ValueError(f"got ax= for {len(panels)} images, expected one: call it for each, with axes of its own")
-    picture(axes, pixels, smooth)
+    parts = [pixels for panel in panels for pixels in panel.parts]
+    if len(parts) != 1 or parts[0] is None:
+        raise ValueError(f"got ax= for {len(parts)} images, expected one: call it for each, with axes of its own")
+    picture(axes, parts[0], smooth)
     if title:
         axes.set_title(title, parse_math=False)
-    axes.set_xlabel("\n".join(panels[0][1]), parse_math=False)
+    axes.set_xlabel("\n".join(panels[0].texts), parse_math=False)
 
 
 @dataclass(frozen=True)
 class Grid:
-    """Panels in rows and columns, each a picture and the text below it.
+    """Panels in rows and columns.
 
     Attributes
     ----------
     sheet : Sheet
         What they are drawn on.
-    panels : list of tuple
-        Pixels, if there are any, and text, row by row.
+    panels : list of Panel
+        Row by row.
     shape : tuple of int
         Rows and columns.
     rows, columns : list of str
@@ -234,7 +271,7 @@ class Grid:
     """
 
     sheet: Sheet
-    panels: list[tuple[Pixels | None, list[str]]]
+    panels: list[Panel]
     shape: tuple[int, int]
     rows: list[str]
     columns: list[str]
@@ -246,19 +283,26 @@ class Grid:
         sheet, gap, heads = self.sheet, GAP * self.size, self.heads()
         indent = max((sheet.face.length(text, self.size) for lines in heads for text in lines), default=-gap) + gap
         left, count = MARGIN + indent, self.shape[1]
-        width = min((sheet.width - MARGIN - left + gap) / count - gap, WIDEST)
-        if width < self.size:
-            raise ValueError(f"got width={sheet.width} for {count} columns, which leaves {width:.1f} points for each")
-        height = width * max(pixels.shape[0] / pixels.shape[1] for pixels, _ in self.panels if pixels is not None)
+        each = len(self.panels[0].parts)
+        part = min(((sheet.width - MARGIN - left + gap) / count - gap - (each - 1) * self.seam()) / each, WIDEST)
+        if part < self.size:
+            raise ValueError(f"got width={sheet.width} for {count} columns, which leaves {part:.1f} points for each")
+        width = each * part + (each - 1) * self.seam()
+        parts = [pixels for panel in self.panels for pixels in panel.parts]
+        height = part * max(pixels.shape[0] / pixels.shape[1] for pixels in parts if pixels is not None)
         sheet.width = max(left + count * (width + gap) - gap + MARGIN, NARROWEST * self.size)
         lefts = [left + index * (width + gap) for index in range(count)]
         top = self.draw_columns(with_title(sheet, title, self.size), lefts, width)
         for row in range(self.shape[0]):
             self.write(heads[row] if heads else [], left - gap, top + height / 2)
             panels = self.panels[row * count : (row + 1) * count]
-            parts = zip(panels, lefts, strict=False)
-            top = gap + max(self.draw_panel(panel, (x, top, width, height)) for panel, x in parts) if panels else top
+            placed = zip(panels, lefts, strict=False)
+            top = gap + max(self.draw_panel(panel, (x, top, width, height)) for panel, x in placed) if panels else top
         return top
+
+    def seam(self) -> float:
+        """Return the room between the pictures of a panel, which is less than that between panels."""
+        return GAP / 3 * self.size
 
     def heads(self) -> list[list[str]]:
         """Return the lines of the label of each row."""
@@ -280,15 +324,17 @@ class Grid:
             y = middle + (LEADING * (place - (len(lines) - 1) / 2) + MIDDLE) * self.size
             self.sheet.text(right, y, text, self.size, anchor="right")
 
-    def draw_panel(self, panel: tuple[Pixels | None, list[str]], box: tuple[float, float, float, float]) -> float:
+    def draw_panel(self, panel: Panel, box: tuple[float, float, float, float]) -> float:
         """Draw a panel, and return where it ends."""
         from .sheet import picture
 
-        (pixels, texts), (x, top, width, height) = panel, box
+        x, top, width, height = box
         small, middle = SMALL * self.size, x + width / 2
-        if pixels is not None:
-            picture(self.sheet.axes(x, top, width, height), pixels, self.smooth)
-        lines = [part for text in texts for part in self.sheet.face.wrapped(text, small, width)]
+        step = (width + self.seam()) / len(panel.parts)
+        for place, pixels in enumerate(panel.parts):
+            if pixels is not None:
+                picture(self.sheet.axes(x + place * step, top, step - self.seam(), height), pixels, self.smooth)
+        lines = [line for text in panel.texts for line in self.sheet.face.wrapped(text, small, width)]
         for place, text in enumerate(lines):
             y = top + height + (1 + LEADING * place) * small
             self.sheet.text(middle, y, text, small, GREY, "center")
@@ -303,15 +349,29 @@ def shown(label: Any) -> str:
 # ---- what comes in
 
 
-def as_plane(relevance: Any) -> Array:
-    """Return relevance of an image of shape ``(height, width)``, the sum over channels."""
+def as_plane(relevance: Any, patch: Patch) -> Array:
+    """Return relevance of an image of shape ``(height, width)``, the sum over channels, and over patches."""
     values = as_array(relevance, "relevance")
     if values.ndim not in (2, 3) or not values.size:
         raise ValueError(
             f"got relevance of shape {values.shape} for one image, expected (height, width) or "
             "(channels, height, width); of several images, give a list, or (images, channels, height, width)."
         )
-    return values if values.ndim == 2 else values.sum(0)
+    plane = values if values.ndim == 2 else values.sum(0)
+    high, wide = sides_of(patch)
+    if high < 1 or wide < 1 or plane.shape[0] % high or plane.shape[1] % wide:
+        raise ValueError(
+            f"got patch={patch} for relevance of {plane.shape[0]} x {plane.shape[1]} pixels, expected a size that "
+            "divides them: that of the patches of the model, and relevance of all that it saw"
+        )
+    return plane.reshape(plane.shape[0] // high, high, plane.shape[1] // wide, wide).sum((1, 3))
+
+
+def sides_of(patch: Patch) -> tuple[int, int]:
+    """Return the height and width of a patch, which is one pixel by default."""
+    if patch is None:
+        return 1, 1
+    return patch if isinstance(patch, tuple) else (patch, patch)
 
 
 def as_pixels(picture: Any) -> Pixels:
@@ -381,11 +441,14 @@ def filled(what: str, values: list[Any], count: int) -> list[Any]:
     return values
 
 
-def bounds(values: list[Array], vmin: float | None, vmax: float | None, symmetric: bool) -> tuple[float, float]:
+def bounds(values: list[Array], vmin: float | None, vmax: Limit, symmetric: bool) -> tuple[float, float]:
     """Return the relevance of the outermost colours."""
+    if isinstance(vmax, str):
+        # relevance that is zero everywhere has no percentile
+        vmax = limit_of(np.concatenate([part.ravel() for part in values]), vmax) or None
     for end in (vmin, vmax):
-        if end is not None and not np.isfinite(end):
-            raise ValueError(f"got vmin={vmin}, vmax={vmax}, expected finite numbers")
+        if end is not None and (isinstance(end, str) or not np.isfinite(end)):
+            raise ValueError(f"got vmin={vmin!r}, vmax={vmax!r}, expected finite numbers; vmax may be a percentile")
     # one end of symmetric colours is the other one, too
     if symmetric and vmin is None and vmax is not None:
         vmin = -vmax
@@ -402,27 +465,47 @@ def bounds(values: list[Array], vmin: float | None, vmax: float | None, symmetri
 # ---- what comes out
 
 
-def painted(
-    values: Array, picture: Pixels | None, ends: tuple[float, float], paint: Paint, opacity: float, smooth: bool
-) -> Pixels:
-    """Return the colours of relevance, over a grey picture if there is one."""
-    if not 0 <= opacity <= 1:
-        raise ValueError(f"got opacity={opacity}, expected 0 to 1")
-    if picture is None:
-        return paint(values, *ends)
-    values = enlarged(values, picture.shape[:2], smooth)
-    grey = np.asarray(Image.fromarray(picture).convert("L"), dtype=np.float64)[..., None]
-    mixed: Pixels = (grey * (1 - opacity) + paint(values, *ends) * opacity).round().astype(np.uint8)
-    return mixed
+@dataclass(frozen=True)
+class Over:
+    """How relevance is painted over a picture."""
+
+    paint: Paint
+    opacity: float
+    smooth: bool
+    grey: bool
+    patch: Patch
+
+    def painted(self, values: Array, picture: Pixels | None, ends: tuple[float, float]) -> Pixels:
+        """Return the colours of relevance, over a picture if there is one."""
+        if not 0 <= self.opacity <= 1:
+            raise ValueError(f"got opacity={self.opacity}, expected 0 to 1")
+        if picture is None:
+            high, wide = sides_of(self.patch)
+            return self.paint(values, *ends).repeat(high, 0).repeat(wide, 1)
+        values = enlarged(values, picture.shape[:2], self.patch, self.smooth)
+        below: Array = np.asarray(Image.fromarray(picture).convert("L" if self.grey else "RGB"), dtype=np.float64)
+        below = below.reshape(*picture.shape[:2], -1)
+        share = self.opacity * (1.0 if self.grey else strength(values, ends))
+        mixed: Pixels = (below * (1 - share) + self.paint(values, *ends) * share).round().astype(np.uint8)
+        return mixed
 
 
-def enlarged(values: Array, shape: tuple[int, ...], smooth: bool) -> Array:
+def strength(values: Array, ends: tuple[float, float]) -> Array:
+    """Return how opaque relevance is over colours, from 0 to 1, with an axis of size 1 in the end."""
+    # the root keeps what is half as strong visible
+    unit: Array = np.sqrt((np.abs(values) / (max(map(abs, ends)) or 1.0)).clip(0, 1))
+    return unit[..., None]
+
+
+def enlarged(values: Array, shape: tuple[int, ...], patch: Patch, smooth: bool) -> Array:
     """Return relevance of patches, or of pixels, stretched to the shape of a picture."""
-    pairs = list(zip(shape, values.shape, strict=True))
+    # as it came: patches that were summed here need not be square
+    given = tuple(count * side for count, side in zip(values.shape, sides_of(patch), strict=True))
+    pairs = list(zip(shape, given, strict=True))
     # a size of patches of which as many fit into each side, with less than one left
     if not max(1.0, *(side / (count + 1) for side, count in pairs)) <= min(side / count for side, count in pairs):
         raise ValueError(
-            f"got relevance of shape {values.shape} for a picture of {shape[0]} x {shape[1]} pixels, expected the same "
+            f"got relevance of shape {given} for a picture of {shape[0]} x {shape[1]} pixels, expected the same "
             "shape, or that of its patches: crop the picture to what the model saw."
         )
     method = Image.Resampling.BICUBIC if smooth else Image.Resampling.NEAREST

@@ -1,7 +1,7 @@
 """Heatmap: relevance of tokens, images, and layers or heads, drawn for a paper, a notebook or a terminal.
 
-Colours are symmetric about zero, and each picture states its scale. :func:`tokens`, :func:`images` and :func:`trace`
-return a :class:`Heatmap`, which is shown in notebooks and saved as PNG, SVG, HTML and PDF. Nothing is computed here:
+Colours are symmetric about zero, and each picture states its scale. All functions that draw return a :class:`Heatmap`,
+which is shown in notebooks and saved as PNG, SVG, HTML and PDF. Nothing is computed here:
 relevance is drawn as it comes, not normalised, smoothed or cut off, unless it is asked for.
 """
 
@@ -27,6 +27,7 @@ from .figure import (
     WIDTH,
     Array,
     Heatmap,
+    Limit,
     Paint,
     amount,
     amounts,
@@ -40,6 +41,7 @@ from .figure import (
     with_title,
 )
 from .ink import GREY, Color, Fonts, ink_on
+from .skips import Mask, skipped
 from .spans import element, scale, span
 from .words import clean_tokens, is_special, merge, visible, word_starts
 
@@ -133,7 +135,8 @@ def tokens(
     tokenizer: Any = None,
     whole_words: bool = False,
     skip_first: int = 0,
-    vmax: float | None = None,
+    skip: Any = (),
+    vmax: Limit = None,
     shared: bool = True,
     numbers: bool = False,
     title: str = "",
@@ -157,9 +160,12 @@ def tokens(
         Whether to draw words, with the sum of the relevance of their tokens.
     skip_first : int
         How many of the first tokens the scale leaves out, 1 (or True) for an attention sink.
-    vmax : float, optional
-        Relevance of the strongest colours; by default the largest absolute relevance. What is beyond it, or beyond
-        the scale that leaves tokens out, has the strongest colour and an outline.
+    skip : sequence of int, slice, or mask of bool
+        Which other tokens it leaves out, as those of a chat's template. A word is left out with any of its tokens.
+    vmax : float or str, optional
+        Relevance of the strongest colours, or a percentile of absolute relevance, as ``"99%"``; by default the largest
+        absolute relevance. What is beyond it, or beyond the scale that leaves tokens out, has the strongest colour and
+        an outline.
     shared : bool
         Whether rows have one scale, or each its own.
     numbers : bool
@@ -198,10 +204,10 @@ def tokens(
 
     words = clean_tokens(tokens, tokenizer)
     rows = checked_rows(relevance, len(words))
+    left_out = skipped(skip_first, skip, len(words))
     if whole_words:
-        words, merged = merge(words, np.stack(list(rows.values())))
-        rows = dict(zip(rows, merged, strict=True))
-    limits = limits_of(list(rows.values()), skip_first, vmax, shared)
+        words, rows, left_out = whole(words, rows, left_out)
+    limits = limits_of(list(rows.values()), left_out, vmax, shared)
     labels = [label if shared else f"{label} ±{limit:.3g}".strip() for label, limit in zip(rows, limits, strict=True)]
     written = [amounts(values, limit) for values, limit in zip(rows.values(), limits, strict=True)] if numbers else []
     title = visible(title)
@@ -236,13 +242,17 @@ def checked_rows(relevance: Any, count: int) -> dict[str, Array]:
     return arrays
 
 
-def limits_of(rows: list[Array], skip_first: int, vmax: float | None, shared: bool) -> list[float]:
+def whole(words: list[str], rows: dict[str, Array], left_out: Mask) -> tuple[list[str], dict[str, Array], Mask]:
+    """Return whole words, the sums of their tokens, and which of them have a token that is left out."""
+    names, merged = merge(words, np.stack([*rows.values(), left_out]))
+    return names, dict(zip(rows, merged, strict=False)), merged[-1] > 0
+
+
+def limits_of(rows: list[Array], left_out: Mask, vmax: Limit, shared: bool) -> list[float]:
     """Return the relevance of the strongest colour of each row."""
-    if not 0 <= skip_first < len(rows[0]):
-        raise ValueError(f"got skip_first={skip_first}, expected 0 to {len(rows[0]) - 1}, which leaves a token")
+    stacks = [np.stack(rows)] * len(rows) if shared else rows
     # a scale that leaves out all that is not zero is none
-    limits = [limit_of(values[int(skip_first) :], vmax) or largest(values) for values in rows]
-    return [max(limits)] * len(rows) if shared else limits
+    return [limit_of(values[..., ~left_out], vmax) or largest(values) for values in stacks]
 
 
 def note_of(rows: list[Array], beyond: list[float]) -> str:
@@ -260,6 +270,8 @@ class TokenRows:
 
     Attributes
     ----------
+    beyond : list of float
+        Relevance that is beyond the scale.
     note : str
         What has to be known of the colours.
     ends : tuple of float, optional
@@ -284,8 +296,8 @@ class TokenRows:
         self.ends = (-limits[0], limits[0]) if shared else None
         pairs = list(zip(rows.values(), limits, strict=True))
         self.colors = [[tuple(each) for each in paint(values, -top, top).tolist()] for values, top in pairs]
-        beyond = [float(value) for values, top in pairs for value in values if abs(value) > top]
-        self.note = note_of(list(rows.values()), beyond)
+        self.beyond = [float(value) for values, top in pairs for value in values if abs(value) > top]
+        self.note = note_of(list(rows.values()), self.beyond)
         # room before and after each word; there is hardly any inside of a word
         starts = {*word_starts(words), len(words)}
         self.pads = list(pairwise((PAD if index in starts else SEAM) * size for index in range(len(words) + 1)))

@@ -19,6 +19,7 @@ from .figure import (
     WIDTH,
     Array,
     Heatmap,
+    Limit,
     Paint,
     as_array,
     call_of,
@@ -52,7 +53,7 @@ def trace(
     *,
     row_title: str = "",
     column_title: str = "",
-    vmax: float | None = None,
+    vmax: Limit = None,
     title: str = "",
     cmap: str | ColorMap = CMAP,
     level: float = 1.0,
@@ -71,8 +72,9 @@ def trace(
         Label of each row and column; by default their index. Of many, only some are written.
     row_title, column_title : str
         What the axes are.
-    vmax : float, optional
-        Relevance of the strongest colours; by default the largest absolute relevance.
+    vmax : float or str, optional
+        Relevance of the strongest colours, or a percentile of absolute relevance, as ``"99%"``; by default the largest
+        absolute relevance.
     title, cmap, level, width, size, font
         As in :func:`zennit_attn.heatmap.tokens`.
     ax : matplotlib.axes.Axes, optional
