@@ -166,7 +166,7 @@ def test_an_encoder_decoder_answers_from_its_encoder():
     assert (again.task, again.parts[0].text) == ("answer", "Who is Clara?")
 
 
-def test_speech_is_heard():
+def test_speech_is_heard(tmp_path):
     sizes = {"d_model": 24, "encoder_layers": 2, "decoder_layers": 2, "encoder_attention_heads": 2}
     sizes |= {"decoder_attention_heads": 2, "encoder_ffn_dim": 48, "decoder_ffn_dim": 48, "num_mel_bins": 8}
     ids = {"pad_token_id": 3, "bos_token_id": 0, "eos_token_id": 2, "decoder_start_token_id": 1}
@@ -184,9 +184,10 @@ def test_speech_is_heard():
     assert (part.name, part.relevance.shape) == ("spectrogram", (1, 8, 100))
     assert sum(explanation.shares().values()) == pytest.approx(explanation.value, abs=1e-4)
     assert np.abs(part.relevance).max() > 0
+    explanation.save(tmp_path / "speech.png")
 
 
-def test_an_image_and_a_text_have_shares_of_an_answer():
+def test_an_image_and_a_text_have_shares_of_an_answer(tmp_path):
     text = transformers.LlamaConfig(**{**models.SMALL, "vocab_size": 500}, num_hidden_layers=2)
     vision = transformers.CLIPVisionConfig(**models.IMAGE, num_hidden_layers=2)
     config = transformers.LlavaConfig(
@@ -213,6 +214,7 @@ def test_an_image_and_a_text_have_shares_of_an_answer():
     assert image.relevance.shape == (1, 32, 32)
     assert set(explanation.shares()) == {"prompt", "image", "answer", "everything else"}
     assert np.abs(image.relevance).max() > 0
+    explanation.save(tmp_path / "seen.png")
     # what stands for the image in the text has nothing of its own
     places = [index for index, token in enumerate(prompt.tokens) if token.strip() == "<image>"]
     assert not prompt.relevance[:, places].any()

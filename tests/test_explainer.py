@@ -245,7 +245,7 @@ def test_models_by_name(tmp_path):
             Explainer(name)
 
 
-def test_zero_shot_classification_shares_out_among_image_and_text():
+def test_zero_shot_classification_shares_out_among_image_and_text(tmp_path):
     text = {**models.SMALL, "vocab_size": 300, "num_hidden_layers": 2, "bos_token_id": 2, "eos_token_id": 3}
     config = transformers.CLIPConfig(text_config=text, vision_config=SMALL_IMAGE, projection_dim=24)
     model = models.scramble(transformers.CLIPModel(config)).eval()
@@ -263,6 +263,7 @@ def test_zero_shot_classification_shares_out_among_image_and_text():
     assert sum(explanation.shares().values()) == pytest.approx(explanation.value, abs=1e-4)
     assert np.abs(image.relevance).max() > 0
     assert np.abs(words.relevance).max() > 0
+    explanation.save(tmp_path / "clip.png")
     with pytest.raises(InputError, match="nearest"):
         Explainer(model, processor)(readers.photo(), labels, target="a dgo")
 
@@ -278,10 +279,11 @@ def test_audio(tmp_path):
     explanation = Explainer(model, transformers.Wav2Vec2FeatureExtractor())(samples, target="cat")
     (part,) = explanation.parts
     assert (part.rate, part.relevance.shape) == (16000, (1, 1, 1600))
+    explanation.save(tmp_path / "audio.png")
     assert sum(explanation.shares().values()) == pytest.approx(explanation.value, abs=1e-4)
 
 
-def test_series():
+def test_series(tmp_path):
     sizes = {"d_model": 16, "num_attention_heads": 2, "num_hidden_layers": 2, "ffn_dim": 32, "patch_length": 4}
     config = {**sizes, "context_length": 32, "patch_stride": 4, "num_input_channels": 2, "prediction_length": 6}
     config = transformers.PatchTSTConfig(**config, norm_type="layernorm", use_cls_token=True)
@@ -289,6 +291,7 @@ def test_series():
     series = np.cumsum(np.random.default_rng(0).standard_normal((32, 2)), 0)
     explanation = Explainer(model)(series, target=(-1, 1))
     assert explanation.parts[0].relevance.shape == (1, 2, 32)
+    explanation.save(tmp_path / "series.png")
     forecast = model(torch.tensor(series, dtype=torch.float32)[None]).prediction_outputs
     assert explanation.value == pytest.approx(float(forecast[0, -1, 1]), rel=1e-4)
     with pytest.raises(InputError, match=r"expected \(32, 2\)"):

@@ -103,9 +103,8 @@ def main(arguments=None):
     ]
     asked, right, first = found(explainer, args.right)
     lines += [
-        f'Six sentences such as "The pet of Clara is a goat.", and a question for one of them: of {asked} questions the '
-        f"model answered {right} rightly, and in {first} of these the sentence that says it has the most relevance "
-        "(AttnLRP).",
+        f"Six sentences as “The pet of Clara is a goat.”, and a question for one: of {asked} the model answered {right} "
+        f"rightly, and in {first} of these the sentence that says it has the most relevance (AttnLRP).",
         "",
     ]
     text = "\n".join(lines)

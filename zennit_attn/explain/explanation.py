@@ -13,7 +13,7 @@ import numpy as np
 from .. import heatmap
 from ..errors import InputError
 from . import storage
-from .parts import Array, Part, Picture, Row, Text, sums
+from .parts import Array, Part, Picture, Row, Signal, Text, sums
 from .units import Span, distinct
 
 if TYPE_CHECKING:
@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 Unit = str | Mapping[str, Span]
 
 #: Formats of :meth:`Explanation.save`: data, a page, pictures.
+#: How many channels are drawn as a curve each.
+MOST_CURVES = 7
 DATA, PAGE, PICTURES = (".json", ".safetensors"), (".html",), (".png", ".pdf", ".svg")
 
 
@@ -195,22 +197,44 @@ class Explanation:
             What is drawn of a text, see :meth:`by`.
         """
         title = self.title() if title is None else title
-        part = self.parts[0]
-        if isinstance(part, Text):
-            first = int(bool(part.special) and part.special[0] and len(part.tokens) > 1)
-            words, values = list(part.tokens), part.relevance
-            if unit != "token":
-                groups = part.groups(unit)
-                words = [f" {name.split('#')[0] or name}" for name, _ in groups]
-                values = np.stack([values[:, indices].sum(1) for _, indices in groups], 1)
-            relevance: Any = values[0]
-            if len(self.rows) > 1:
-                labels = distinct(row.label.strip() for row in self.rows)
-                relevance = dict(zip(labels, values, strict=True))
-            return heatmap.tokens(words, relevance, title=title, **{"skip_first": first, **options})
-        if isinstance(part, Picture):
-            return heatmap.images(part.relevance.sum(0), part.pixels, title=title, **options)
-        raise InputError(f"no picture is known for a {type(part).__name__.lower()}")
+        images = [part for part in self.parts if isinstance(part, Picture)]
+        texts = [part for part in self.parts if isinstance(part, Text)]
+        if images and texts:
+            image, text = images[0], texts[0]
+            values = (image.relevance.sum(0), image.pixels, list(text.tokens), text.relevance.sum(0))
+            return heatmap.pair(*values, title=title, **{"skip": own_tokens(text), **options})
+        if images:
+            return heatmap.images(images[0].relevance.sum(0), images[0].pixels, title=title, **options)
+        if not texts:
+            signal = self.parts[0]
+            assert isinstance(signal, Signal)
+            if len(signal.values) > MOST_CURVES:
+                # a spectrogram, the low bands below
+                shades = (signal.values - signal.values.min()) / max(float(np.ptp(signal.values)), 1e-6)
+                return heatmap.images(signal.relevance.sum(0)[::-1], shades[::-1], title=title, **options)
+            return heatmap.curve(signal.relevance.sum(0), signal.values, signal.rate, title=title, **options)
+        return self.rows_of_text(texts, title, unit, options)
+
+    def rows_of_text(self, texts: list[Text], title: str, unit: Unit, options: Mapping[str, Any]) -> Any:
+        """Return the heatmap of a text, a row for each that is explained, or of several texts one after the other."""
+        words: list[str] = []
+        values = np.zeros((len(self.rows), 0))
+        skip: list[int] = []
+        for text in texts:
+            if unit == "token":
+                skip += [len(words) + index for index in own_tokens(text)]
+                words += text.tokens
+                values = np.concatenate([values, text.relevance], 1)
+                continue
+            groups = text.groups(unit)
+            words += [f" {name.split('#')[0] or name}" for name, _ in groups]
+            sums_of = [text.relevance[:, indices].sum(1) for _, indices in groups]
+            values = np.concatenate([values, np.stack(sums_of, 1)], 1)
+        relevance: Any = values[0]
+        if len(self.rows) > 1:
+            labels = distinct(row.label.strip() for row in self.rows)
+            relevance = dict(zip(labels, values, strict=True))
+        return heatmap.tokens(words, relevance, title=title, **{"skip": skip, **options})
 
     def title(self) -> str:
         """Return a title: what is explained, its value, and by which preset."""
@@ -318,6 +342,12 @@ class Explanation:
         return (
             f"Explanation({self.task} of {self.label.strip()!r}, {self.value:+.4g}, {len(self.rows)} rows of {parts})"
         )
+
+
+def own_tokens(text: Text) -> list[int]:
+    """Return the tokenizer's own tokens, which often are attention sinks; none if there are no others."""
+    found = [index for index, own in enumerate(text.special) if own]
+    return found if len(found) < len(text.tokens) else []
 
 
 def special_names(texts: Sequence[Text]) -> set[str]:
