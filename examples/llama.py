@@ -60,8 +60,8 @@ def main(arguments=None):
         print(f"  {relevance[0, place]:+.3f} {language.word(tokenizer, ids[place])} (token {place})")
     title = f"Next token: {answer} (AttnLRP, {args.dtype}, {model.config._attn_implementation})"
     # the first token of a Llama is an attention sink, which would leave all others pale
-    sink = int(ids[0]) in tokenizer.all_special_ids
-    heatmap.tokens(ids.tolist(), relevance[0], tokenizer=tokenizer, skip_first=sink, title=title).save(args.out)
+    sink = [0] if int(ids[0]) in tokenizer.all_special_ids else []
+    heatmap.tokens(ids.tolist(), relevance[0], tokenizer=tokenizer, skip=sink, title=title).save(args.out)
     print(f"Heatmap: {args.out}")
     if torch.cuda.is_available():
         print(f"Most memory in use: {torch.cuda.max_memory_allocated() / 2**30:.1f} GiB")

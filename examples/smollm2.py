@@ -74,7 +74,7 @@ def main(arguments=None):
     for place in np.abs(explanation.relevance).argsort()[::-1][:8]:
         print(f"  {explanation.relevance[place]:+.3f} “{explanation.tokens[place].strip()}” (token {place})")
     # the first token of a text is an attention sink: it is no part of the scale
-    picture = explanation.picture(f"SmolLM2-135M-Instruct goes on with “{answer}”. Why?", skip_first=1)
+    picture = explanation.picture(f"SmolLM2-135M-Instruct goes on with “{answer}”. Why?", skip=[0])
     picture.save(args.out, dpi=200)
     print(f"Heatmap: {args.out}")
     return explanation.relevance

@@ -211,12 +211,12 @@ def test_rows_are_aligned_and_share_a_scale():
 
 
 def test_first_tokens_are_left_out_of_the_scale_and_outlined():
-    picture = heatmap.tokens(["<s>", "a", "b"], [9.0, 1.0, -2.0], skip_first=True)
+    picture = heatmap.tokens(["<s>", "a", "b"], [9.0, 1.0, -2.0], skip=[0])
     assert [box.line > 0 for box in boxes(picture)] == [True, False, False]
     assert boxes(picture)[0].fill == (178, 24, 43)
     assert "outlined: beyond the scale (+9)" in texts(picture)
     assert picture.limits == [2]
-    assert heatmap.tokens(["a", "b"], [9.0, 0.0], skip_first=1).limits == [9]
+    assert heatmap.tokens(["a", "b"], [9.0, 0.0], skip=[0]).limits == [9]
 
 
 @settings(max_examples=30, deadline=None)
@@ -298,7 +298,7 @@ def test_relevance_of_zero_has_a_picture():
         ({"relevance": [1.0, float("nan")]}, "1 of 2 values that are not finite"),
         ({"relevance": [1.0, float("inf")]}, "not finite"),
         ({"relevance": ["a", "b"]}, "no array of numbers"),
-        ({"skip_first": 2}, "skip_first=2, expected 0 to 1"),
+        ({"skip": [0, 1]}, "leaves none of 2 tokens"),
         ({"vmax": 0.0}, "vmax=0.0, expected a positive"),
         ({"size": 0}, "size=0, expected positive"),
         ({"cmap": "no-map"}, "cmap='no-map', expected one of gray"),

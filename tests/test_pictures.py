@@ -56,8 +56,8 @@ def test_skipped_tokens_are_left_out_of_the_scale_and_outlined(skip):
 def test_the_first_are_skipped_beside_others_and_in_each_row():
     rows = {"one": [9.0, 1.0, -2.0, -7.0], "two": [0.0, 3.0, 1.0, 8.0]}
     names = ["<s>", "a", "b", "</s>"]
-    assert heatmap.tokens(names, rows, skip_first=1, skip=[-1]).limits == [3, 3]
-    assert heatmap.tokens(names, rows, skip_first=1, skip=[-1], shared=False).limits == [2, 3]
+    assert heatmap.tokens(names, rows, skip=[0, -1]).limits == [3, 3]
+    assert heatmap.tokens(names, rows, skip=[0, -1], shared=False).limits == [2, 3]
     assert heatmap.tokens(names, rows, skip=[]).limits == [9, 9]
 
 

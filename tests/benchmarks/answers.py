@@ -103,7 +103,7 @@ def main(arguments=None):
     ]
     asked, right, first = found(explainer, args.right)
     lines += [
-        f"Six sentences as “The pet of Clara is a goat.”, and a question for one: of {asked} the model answered {right} "
+        f"Six sentences as “The pet of Clara is a goat.”, and a question for one: of {asked} it answered {right} "
         f"rightly, and in {first} of these the sentence that says it has the most relevance (AttnLRP).",
         "",
     ]

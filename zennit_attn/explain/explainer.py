@@ -284,6 +284,7 @@ class Explainer:
             "composite": repr(self.composite),
             **asked,
             "contrastive": contrastive,
+            "patch": patch_of(getattr(self.model, "config", None)),
             "device": str(self.device),
             "dtype": str(dtype).removeprefix("torch."),
             "versions": made_with(None),
@@ -339,6 +340,15 @@ def task_of_module(model: torch.nn.Module) -> Task:
     if not hasattr(model, "config"):
         return next(task for task in TASKS if task.is_visual)
     return task_of(type(model).__name__, named(model))
+
+
+def patch_of(config: Any) -> int | None:
+    """Return the size of the patches that a model cuts an image into, None if it does not tell."""
+    for part in (getattr(config, "vision_config", None), config):
+        size = getattr(part, "patch_size", None)
+        if isinstance(size, int):
+            return size
+    return None
 
 
 def named(model: Any) -> str:

@@ -202,7 +202,13 @@ class Explanation:
         if images and texts:
             image, text = images[0], texts[0]
             values = (image.relevance.sum(0), image.pixels, list(text.tokens), text.relevance.sum(0))
-            return heatmap.pair(*values, title=title, **{"skip": own_tokens(text), **options})
+            # a pixel has little beside a word, a patch has not
+            patch = self.about.get("patch")
+            own = {
+                "skip": own_tokens(text),
+                "patch": None if np.mod(image.pixels.shape[1:], patch or 1).any() else patch,
+            }
+            return heatmap.pair(*values, title=title, **{**own, **options})
         if images:
             return heatmap.images(images[0].relevance.sum(0), images[0].pixels, title=title, **options)
         if not texts:

@@ -110,7 +110,7 @@ def pair(
 
     plane, pixels = as_plane(relevance, patch), None if picture is None else as_pixels(picture)
     words = clean_tokens(tokens, tokenizer)
-    rows, left_out = checked_rows({"": token_relevance}, len(words)), skipped(0, skip, len(words))
+    rows, left_out = checked_rows({"": token_relevance}, len(words)), skipped(skip, len(words))
     if whole_words:
         words, rows, left_out = whole(words, rows, left_out)
     values, title = rows[""], visible(title)

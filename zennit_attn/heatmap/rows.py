@@ -134,7 +134,6 @@ def tokens(
     *,
     tokenizer: Any = None,
     whole_words: bool = False,
-    skip_first: int = 0,
     skip: Any = (),
     vmax: Limit = None,
     shared: bool = True,
@@ -158,10 +157,9 @@ def tokens(
         Tells how its tokens are written; by default the tokens do, see :mod:`zennit_attn.heatmap.words`.
     whole_words : bool
         Whether to draw words, with the sum of the relevance of their tokens.
-    skip_first : int
-        How many of the first tokens the scale leaves out, 1 (or True) for an attention sink.
     skip : sequence of int, slice, or mask of bool
-        Which other tokens it leaves out, as those of a chat's template. A word is left out with any of its tokens.
+        Which tokens the scale leaves out, as ``[0]`` for an attention sink, or those of a chat's template. A word is
+        left out with any of its tokens.
     vmax : float or str, optional
         Relevance of the strongest colours, or a percentile of absolute relevance, as ``"99%"``; by default the largest
         absolute relevance. What is beyond it, or beyond the scale that leaves tokens out, has the strongest colour and
@@ -204,7 +202,7 @@ def tokens(
 
     words = clean_tokens(tokens, tokenizer)
     rows = checked_rows(relevance, len(words))
-    left_out = skipped(skip_first, skip, len(words))
+    left_out = skipped(skip, len(words))
     if whole_words:
         words, rows, left_out = whole(words, rows, left_out)
     limits = limits_of(list(rows.values()), left_out, vmax, shared)

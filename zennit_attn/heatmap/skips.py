@@ -11,15 +11,13 @@ from torch import Tensor
 Mask = NDArray[np.bool_]
 
 
-def skipped(skip_first: int, skip: Any, count: int) -> Mask:
+def skipped(skip: Any, count: int) -> Mask:
     """Return a mask of the tokens that are left out.
 
     Parameters
     ----------
-    skip_first : int
-        How many of the first.
     skip : sequence of int, slice, or mask of bool
-        Which others.
+        Which.
     count : int
         How many tokens there are.
 
@@ -31,12 +29,10 @@ def skipped(skip_first: int, skip: Any, count: int) -> Mask:
     Examples
     --------
     >>> from zennit_attn.heatmap.skips import skipped
-    >>> skipped(1, [-1], 4).tolist()
+    >>> skipped([0, -1], 4).tolist()
     [True, False, False, True]
     """
-    if not 0 <= skip_first < count:
-        raise ValueError(f"got skip_first={skip_first}, expected 0 to {count - 1}, which leaves a token")
-    mask = np.arange(count) < skip_first
+    mask = np.zeros(count, dtype=bool)
     mask[skip if isinstance(skip, slice) else chosen(skip, count)] = True
     if mask.all():
         raise ValueError(f"got skip={skip!r}, which leaves none of {count} tokens for the scale, expected one at least")
