@@ -187,9 +187,7 @@ def add_explain(command: argparse.ArgumentParser) -> None:
         metavar="TEXT",
         help="the answer that is explained; without a text the model makes it, as it does with --user and --chat",
     )
-    given.add_argument(
-        "--max-new-tokens", type=int, default=64, metavar="N", help="how long an answer is made (default: %(default)s)"
-    )
+    given.add_argument("--max-new-tokens", type=int, metavar="N", help="how long an answer is made (default: 64)")
     given.add_argument(
         "--input",
         type=Path,

@@ -19,6 +19,8 @@ from .prompts import Source, source_of
 from .reading import check_length, limit_of, moved, readable, shared_out, specials, text_of
 from .tasks import ANSWERING
 
+#: How many tokens an answer has at most, unless told.
+LENGTH = 64
 #: What may have a row of its own, beside the answer as a whole and its tokens.
 ROWS = ("answer", "sentence", "line", "word", "token")
 
@@ -30,7 +32,7 @@ def explain(
     documents: Sequence[str] | Mapping[str, str] | None,
     image: Any,
     instead: str | None,
-    max_new_tokens: int,
+    max_new_tokens: int | None,
     rows: str,
     kind: type[Target] | None,
     chunk: int,
@@ -47,9 +49,9 @@ def explain(
         warnings.simplefilter("always")
         source = source_of(explainer, given, documents, image)
         room = limit_of(explainer.model, explainer.tokenizer)
-        check_length(len(source.prefix) + (max_new_tokens if answer is None else 0), room, explainer.name)
+        check_length(len(source.prefix) + (max_new_tokens or 1), room, explainer.name)
         if answer is None:
-            ids = generated(explainer, source, max_new_tokens)
+            ids = generated(explainer, source, max_new_tokens or min(LENGTH, room - len(source.prefix)))
             said = answered(explainer.tokenizer, source.prefix, ids)
         else:
             ids, said = taken(explainer.tokenizer, source, answer)

@@ -156,7 +156,7 @@ class Explainer:
         documents: Sequence[str] | Mapping[str, str] | None = None,
         image: Any = None,
         instead: str | None = None,
-        max_new_tokens: int = 64,
+        max_new_tokens: int | None = None,
         rows: str = "sentence",
         target: type[Target] | None = None,
         chunk: int = 1,
@@ -176,7 +176,7 @@ class Explainer:
         instead : str, optional
             Another answer: what is explained is why the model gives this one rather than that.
         max_new_tokens : int, optional
-            How long an answer is generated (default 64).
+            How long an answer is generated (default 64, or as many as there is room for).
         rows : {"sentence", "token", "word", "answer"}, optional
             What has a row, and a backward pass, of its own. ``"answer"`` is one for the whole answer, ``"token"`` the
             matrix of the answer's and the prompt's tokens.
