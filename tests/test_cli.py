@@ -1,6 +1,7 @@
 """The command line: what it writes, what it says, and how it goes on after it was stopped."""
 
 import configparser
+import io
 import json
 import os
 import pkgutil
@@ -11,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import readers
 import torch
 import transformers
 from PIL import Image
@@ -481,3 +483,77 @@ def test_shells_complete(tmp_path, line, expected):
     }
     subprocess.run([sys.executable, "-m", "zennit_attn"], env=environment, cwd=ROOT, check=False, capture_output=True)
     assert set((tmp_path / "out").read_text().split("\n")) == expected
+
+
+@pytest.fixture
+def chat(tmp_path):
+    """Return the folder of a tiny chat model."""
+    tokenizer = readers.byte_level()
+    sizes = {"vocab_size": 400, "hidden_size": 32, "intermediate_size": 48, "num_attention_heads": 4}
+    torch.manual_seed(0)
+    config = transformers.LlamaConfig(**sizes, num_hidden_layers=2, bos_token_id=0, eos_token_id=2)
+    transformers.LlamaForCausalLM(config).save_pretrained(tmp_path / "chat")
+    tokenizer.save_pretrained(tmp_path / "chat")
+    return tmp_path / "chat"
+
+
+def test_answers_of_a_chat(tmp_path, capsys, chat):
+    (tmp_path / "a.txt").write_text("Clara has a goat.", encoding="utf-8")
+    messages = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Who is Clara?"}]
+    (tmp_path / "chat.json").write_text(json.dumps(messages), encoding="utf-8")
+    given = ["--document", tmp_path / "a.txt", "--answer", "Clara has a goat.", "--unit", "document", "--json"]
+    base = ["explain", "--model", chat]
+    _, one, _ = run(capsys, *base, "--chat", tmp_path / "chat.json", *given)
+    _, other, _ = run(capsys, *base, "--system", "Be brief.", "--user", "Who is Clara?", *given)
+    assert json.loads(one)["relevance"] == json.loads(other)["relevance"]
+    expected = Explainer(str(chat)).answer(messages, "Clara has a goat.", documents={"a.txt": "Clara has a goat."})
+    assert json.loads(one)["relevance"] == pytest.approx(expected.by("document"))
+    # without a text the model answers
+    code, out, _ = run(capsys, *base, "--user", "Who is Clara?", "--max-new-tokens", "3")
+    assert (code, "attnlrp" in out) == (0, True)
+
+
+def test_a_saved_explanation_is_shown_again(tmp_path, capsys, chat):
+    base = ["explain", "--model", chat, "--user", "Who is Clara?", "--answer", "Clara has a goat."]
+    for name in ("why.json", "why.safetensors"):
+        assert run(capsys, *base, "--out", tmp_path / name)[0] == 0
+        code, out, err = run(capsys, "show", tmp_path / name, "--unit", "word", "--out", tmp_path / "again.png")
+        assert (code, err) == (0, "")
+        assert "Clara" in out
+        assert (tmp_path / "again.png").exists()
+        assert json.loads(run(capsys, "show", tmp_path / name, "--json")[1])["task"] == "answer"
+    code, _, err = run(capsys, "show", tmp_path / "again.png")
+    assert (code, "cannot read" in err) == (2, True)
+
+
+def test_presets_and_models_side_by_side(tmp_path, capsys):
+    command = ["explain", "--model", AGREEMENT, "--text", TEXT, "--composite", "attnlrp", "cp_lrp"]
+    code, out, _ = run(capsys, *command, "--out", tmp_path / "both.png")
+    assert code == 0
+    assert "attnlrp: the keys" in out
+    assert "cp_lrp: the keys" in out
+    code, _, err = run(capsys, *command, "--json")
+    assert (code, "which are a picture" in err) == (2, True)
+
+
+def test_texts_from_a_pipe_and_pairs(capsys, monkeypatch, bert):
+    monkeypatch.setattr(sys, "stdin", io.StringIO(TEXT))
+    _, piped, _ = run(capsys, "explain", "--model", AGREEMENT, "--text", "-", "--json")
+    _, given, _ = run(capsys, "explain", "--model", AGREEMENT, "--text", TEXT, "--json")
+    assert json.loads(piped)["relevance"] == json.loads(given)["relevance"]
+    _, out, _ = run(capsys, "explain", "--model", bert, "--text", "the keys", "--text", "the cabinet", "--json")
+    assert "".join(json.loads(out)["tokens"]).split() == ["the", "keys", "the", "cabinet"]
+
+
+def test_what_does_not_go_together_is_said(tmp_path, capsys, chat):
+    (tmp_path / "chat.json").write_text("{}", encoding="utf-8")
+    for options, message in [
+        (["--text", "a", "--text", "b", "--answer", "c"], "got 2 texts for an answer"),
+        (["--user", "a", "--target", "b"], "got --target for an answer"),
+        (["--text", "a", "--system", "b"], "got --system without --user"),
+        (["--chat", tmp_path / "chat.json"], "expected a list of messages"),
+        (["--chat", tmp_path / "none.json"], "cannot read --chat"),
+        (["--text", "a", "--out", tmp_path / "x.gif"], "expected a name that ends with"),
+    ]:
+        code, _, err = run(capsys, "explain", "--model", chat, *options)
+        assert (code, message in err) == (2, True), err

@@ -108,8 +108,12 @@ def generated(explainer: Any, source: Source, count: int) -> list[int]:
     given[source.argument] = tokens
     if source.argument == "input_ids":
         given["attention_mask"] = torch.ones_like(tokens)
-    with torch.no_grad():
-        found = explainer.model.generate(**given, max_new_tokens=count, do_sample=False)
+    ends = explainer.tokenizer.pad_token_id, explainer.tokenizer.eos_token_id
+    padding = next((token for token in ends if token is not None), None)
+    with torch.no_grad(), warnings.catch_warnings():
+        # of settings for sampling, which there is none of
+        warnings.simplefilter("ignore")
+        found = explainer.model.generate(**given, max_new_tokens=count, do_sample=False, pad_token_id=padding)
     new = [int(token) for token in found[0].tolist()]
     new = new[len(source.prefix) :] if new[: len(source.prefix)] == source.prefix else new
     while new and new[-1] in explainer.tokenizer.all_special_ids:

@@ -86,7 +86,9 @@ class Explainer:
             self.name, self.device = str(model), loading.device_of(device)
             self.model, self.reader, self.task, found = loaded(self.name, device_map)
             self.reader = self.reader if reader is None else reader
-        if device_map is None and not getattr(self.model, "hf_device_map", None):
+            self.device = self.device if device_map is None else device_of_module(self.model)
+        is_placed = isinstance(model, torch.nn.Module) and device == "auto" and dtype is None
+        if not is_placed and device_map is None:
             self.model = loading.placed(self.model, self.device, dtype)
         self.model.eval()
         if self.reader is None and self.task.reader:
