@@ -1,5 +1,7 @@
 """Explainer: every task from what people have to relevance, by the calls of the attributor underneath."""
 
+import json
+
 import models
 import numpy as np
 import pytest
@@ -10,7 +12,7 @@ import torchvision
 import transformers
 from PIL import Image
 
-from zennit_attn import AttnLRPComposite, Explainer, GammaViTComposite, InputXGradient, targets
+from zennit_attn import AttnLRPComposite, Explainer, GammaViTComposite, InputXGradient, cli, targets
 from zennit_attn.errors import InputError
 from zennit_attn.explain.tasks import TASKS
 from zennit_attn.explain.wrapping import Similarity
@@ -235,14 +237,40 @@ def test_models_of_timm_and_torchvision(library):
 
 
 def test_models_by_name(tmp_path):
-    weights = timm.create_model("vit_tiny_patch16_224").state_dict()
-    torch.save(weights, tmp_path / "weights.pth")
-    explainer = Explainer(f"timm:vit_tiny_patch16_224@{tmp_path / 'weights.pth'}")
+    torch.save(timm.create_model("vit_tiny_patch16_224").state_dict(), tmp_path / "timm.pth")
+    explainer = Explainer(f"timm:vit_tiny_patch16_224@{tmp_path / 'timm.pth'}")
     assert explainer.task.name == "image classification"
     assert explainer(readers.photo()).matrix.shape == (1, 224, 224)
-    for name, message in (("timm:vit_tny_patch16_224", "nearest"), ("torchvision:vit_b_61", "nearest: 'vit_b_16'")):
+    torch.save(torchvision.models.squeezenet1_1().state_dict(), tmp_path / "torchvision.pth")
+    explainer = Explainer(f"torchvision:squeezenet1_1@{tmp_path / 'torchvision.pth'}", composite="attnlrp")
+    # torchvision names its classes
+    assert explainer(readers.photo(300), target="tabby").rows[0].index == 281
+    for name, message in (
+        ("timm:vit_tny_patch16_224", "nearest"),
+        ("torchvision:vit_b_61", "nearest: 'vit_b_16'"),
+        (f"torchvision:squeezenet1_0@{tmp_path / 'timm.pth'}", "cannot load 'squeezenet1_0'"),
+    ):
         with pytest.raises(InputError, match=message):
             Explainer(name)
+
+
+def test_checkpoints_of_timm_on_the_hub(tmp_path):
+    model = timm.create_model("vit_tiny_patch16_224", num_classes=3)
+    timm.models.save_for_hf(model, tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text(encoding="utf-8"))
+    # as the checkpoints on the hub have none
+    config.pop("model_args", None)
+    assert "architectures" not in config
+    (tmp_path / "config.json").write_text(json.dumps(config), encoding="utf-8")
+    explainer = Explainer(tmp_path)
+    assert type(explainer.model).__name__ == "TimmWrapperForImageClassification"
+    assert explainer(readers.photo()).matrix.shape == (1, 224, 224)
+
+
+@pytest.mark.parametrize("name", ["timm:vit_tiny_patch16_224", "torchvision:vit_b_16"])
+def test_models_without_weights_are_described(name, capsys):
+    assert cli.main(["describe", "--model", name]) == 0
+    assert "patch_embedding" in capsys.readouterr().out
 
 
 def test_zero_shot_classification_shares_out_among_image_and_text(tmp_path):

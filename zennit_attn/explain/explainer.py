@@ -374,6 +374,10 @@ def labels_of(model: Any, given: Any, found: Mapping[int, str] | None) -> dict[i
 
 def empty_model(name: str) -> tuple[Any, Task]:
     """Return a model without weights, to look at its modules, and its task."""
+    images = next(task for task in TASKS if task.is_visual)
+    for prefix, make in ((TIMM, loading.timm_model), (TORCHVISION, loading.torchvision_model)):
+        if name.startswith(prefix):
+            return make(name.removeprefix(prefix), empty=True)[0], images
     config = loading.load(transformers.AutoConfig, name)
     task = task_of_config(config, name)
     kind = getattr(transformers, task.loader)

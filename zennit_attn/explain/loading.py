@@ -131,7 +131,7 @@ def check_composite(composite: TransformerComposite, model: torch.nn.Module) -> 
         raise InputError(f"--composite: {first_line(str(error))}") from error
 
 
-def timm_model(name: str) -> tuple[Any, Any]:
+def timm_model(name: str, empty: bool = False) -> tuple[Any, Any]:
     """Return a model of timm by its name, or by ``NAME@FILE`` with weights of a file, and its transform.
 
     Raises
@@ -146,12 +146,15 @@ def timm_model(name: str) -> tuple[Any, Any]:
     if not name.startswith("hf-hub:") and name.split(".")[0] not in timm.list_models():
         raise InputError(f"got {TIMM}{name}, which timm does not have; {nearest(name, timm.list_models())}")
     with refused(f"timm cannot load {name!r}", "expected a name with weights that can be reached, or NAME@FILE"):
+        if empty:
+            with torch.device("meta"):
+                return timm.create_model(name), None
         model = timm.create_model(name, pretrained=not file, **({"checkpoint_path": file} if file else {}))
         transform = timm.data.create_transform(**timm.data.resolve_model_data_config(model), is_training=False)
     return model, transform
 
 
-def torchvision_model(name: str) -> tuple[Any, Any, list[str] | None]:
+def torchvision_model(name: str, empty: bool = False) -> tuple[Any, Any, list[str] | None]:
     """Return a model of torchvision by its name, its transform, and the names of its classes.
 
     Its weights are the default ones of torchvision, or those of a file: ``torchvision:vit_b_16@weights.pth``.
@@ -169,9 +172,11 @@ def torchvision_model(name: str) -> tuple[Any, Any, list[str] | None]:
         raise InputError(f"got {TORCHVISION}{name}, which torchvision does not have; {nearest(name, known)}")
     weights = torchvision.models.get_model_weights(name).DEFAULT
     with refused(f"torchvision cannot load {name!r}", f"expected weights that can be reached, or {name}@FILE"):
-        if file:
-            model = torchvision.models.get_model(name)
-            model.load_state_dict(torch.load(file, map_location="cpu", weights_only=True))
+        if empty or file:
+            with torch.device("meta" if empty else "cpu"):
+                model = torchvision.models.get_model(name)
+            if file:
+                model.load_state_dict(torch.load(file, map_location="cpu", weights_only=True))
         else:
             model = torchvision.models.get_model(name, weights=weights)
     return model, weights.transforms(), list(weights.meta.get("categories", ())) or None
