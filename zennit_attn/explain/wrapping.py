@@ -37,16 +37,3 @@ class Similarity(torch.nn.Module):
         """Return the similarity of each pair, shape ``(batch,)``."""
         first, second = self.encoded(input_ids, attention_mask), self.encoded(other_ids, other_mask)
         return torch.nn.functional.cosine_similarity(first, second)
-
-
-class Images(torch.nn.Module):
-    """A model of timm or torchvision as one that takes its images by the name that transformers has for them."""
-
-    def __init__(self, model: torch.nn.Module) -> None:
-        super().__init__()
-        self.model = model
-
-    def forward(self, pixel_values: Tensor) -> Tensor:
-        """Return the logits."""
-        output: Tensor = self.model(pixel_values)
-        return output
