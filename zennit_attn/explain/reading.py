@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import wave
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -329,6 +329,7 @@ def read_two_texts(explainer: Any, *given: str) -> Reading:
     if len(given) != 2:
         raise InputError(f"got {len(given)} texts, expected two to compare")
     (one, text), (other, second) = (encoded(explainer.tokenizer, each) for each in given)
+    text, second = replace(text, name="first"), replace(second, name="second")
     batch = {
         "input_ids": one["input_ids"],
         "other_ids": other["input_ids"],
