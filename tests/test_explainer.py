@@ -311,7 +311,7 @@ def test_audio(tmp_path):
     assert sum(explanation.shares().values()) == pytest.approx(explanation.value, abs=1e-4)
 
 
-def test_series(tmp_path):
+def test_series(tmp_path, capsys):
     sizes = {"d_model": 16, "num_attention_heads": 2, "num_hidden_layers": 2, "ffn_dim": 32, "patch_length": 4}
     config = {**sizes, "context_length": 32, "patch_stride": 4, "num_input_channels": 2, "prediction_length": 6}
     config = transformers.PatchTSTConfig(**config, norm_type="layernorm", use_cls_token=True)
@@ -324,6 +324,41 @@ def test_series(tmp_path):
     assert explanation.value == pytest.approx(float(forecast[0, -1, 1]), rel=1e-4)
     with pytest.raises(InputError, match=r"expected \(32, 2\)"):
         Explainer(model)(series[:10])
+    model.save_pretrained(tmp_path / "model")
+    np.save(tmp_path / "x.npy", series)
+    np.savetxt(tmp_path / "x.csv", series, delimiter=",")
+    found = []
+    for name in ("x.npy", "x.csv"):
+        options = ["--model", tmp_path / "model", "--series", tmp_path / name, "--out", tmp_path / "x.png", "--json"]
+        assert cli.main(["explain", *map(str, options)]) == 0
+        found.append(json.loads(capsys.readouterr().out)["relevance"])
+    np.testing.assert_allclose(*found, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        transformers.BertConfig(**BERT, architectures=["BertForMaskedLM"]),
+        transformers.BertConfig(**BERT, architectures=["BertForQuestionAnswering"]),
+        transformers.BertConfig(**BERT, architectures=["BertModel"]),
+        transformers.CLIPConfig(architectures=["CLIPModel"]),
+        transformers.WhisperConfig(architectures=["WhisperForConditionalGeneration"]),
+        transformers.PatchTSTConfig(architectures=["PatchTSTForPrediction"]),
+        transformers.T5Config(architectures=["T5ForConditionalGeneration"]),
+    ],
+    ids=lambda config: config.architectures[0],
+)
+def test_models_of_every_task_are_described(config, tmp_path, capsys):
+    config.save_pretrained(tmp_path)
+    assert cli.main(["describe", "--model", str(tmp_path)]) == 0
+    assert "Epsilon" in capsys.readouterr().out
+
+
+def test_shown_in_a_notebook():
+    model, tokenizer, given, _ = text_models()["next token"]
+    explanation = Explainer(model, tokenizer)(*given)
+    assert "capital" in explanation._repr_html_()
+    assert repr(explanation).startswith("Explanation(next token of ")
 
 
 def test_what_is_not_known_is_said():

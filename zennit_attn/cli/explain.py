@@ -8,6 +8,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from ..composites.configuration import made_with
 from ..data import batch
 from ..errors import InputError
@@ -101,14 +103,37 @@ def asked(explainer: Explainer, args: argparse.Namespace) -> Explanation:
             raise InputError("got --target for an answer, expected none: all of its tokens are explained")
         documents = {path.name: path.read_text(encoding="utf-8") for path in args.document or ()}
         return explainer.answer(
-            messages or texts[0], args.answer or None, documents=documents, max_new_tokens=args.max_new_tokens
+            messages or texts[0],
+            args.answer or None,
+            documents=documents,
+            image=args.image,
+            max_new_tokens=args.max_new_tokens,
         )
     given: list[Any] = texts
     if args.image is not None:
         given = [args.image, *([texts] if texts else [])]
     elif args.audio is not None:
         given = [args.audio]
+    elif args.series is not None:
+        given = [series_in(args.series)]
     return explainer(*given, target=args.target, contrastive=args.contrastive)
+
+
+def series_in(path: Path) -> Any:
+    """Return the series in a file: .npy, or a table of numbers with a row for each step.
+
+    Raises
+    ------
+    InputError
+        If it has none.
+    """
+    try:
+        if path.suffix.lower() == ".npy":
+            return np.load(path, allow_pickle=False)
+        return np.loadtxt(path, delimiter=",", ndmin=2)
+    except (OSError, ValueError) as error:
+        wanted = "expected .npy, or numbers with commas between, a row for each step"
+        raise InputError(f"cannot read --series {str(path)!r} ({error}); {wanted}") from error
 
 
 def messages_of(args: argparse.Namespace) -> list[dict[str, Any]] | None:
@@ -149,7 +174,7 @@ def check_out(args: argparse.Namespace) -> None:
     if args.format is not None:
         raise InputError(f"got --format {args.format} without --input; the end of --out says it")
     if args.out is None:
-        if args.json or (args.image is None and args.audio is None):
+        if args.json or (args.image is None and args.audio is None and args.series is None):
             return  # a terminal shows texts, but no images
         raise InputError("got neither --out nor --json, expected a heatmap to write, such as --out heatmap.html")
     check_place(args.out)

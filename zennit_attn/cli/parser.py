@@ -27,7 +27,7 @@ SAVED = (*SUFFIXES, ".json", ".safetensors")
 PRESETS = ("attnlrp", "cp_lrp", "gamma_vit")
 DTYPES = ("float32", "float64", "bfloat16", "float16")
 #: Options of ``explain`` of which one has to be there.
-GIVEN = ("text", "image", "audio", "user", "chat", "input")
+GIVEN = ("text", "image", "audio", "series", "user", "chat", "input")
 EXAMPLES = """examples:
   zennit-attn explain --model gpt2 --text "Paris is the capital of" --out heatmap.html
   zennit-attn explain --model google/vit-base-patch16-224 --image cat.jpg --target "Egyptian cat" --out cat.png
@@ -172,6 +172,7 @@ def add_explain(command: argparse.ArgumentParser) -> None:
     )
     given.add_argument("--image", type=Path, metavar="FILE", help="the image")
     given.add_argument("--audio", type=Path, metavar="FILE.wav", help="the audio")
+    given.add_argument("--series", type=Path, metavar="FILE", help="the series: .npy, or .csv with a row for each step")
     given.add_argument("--user", metavar="TEXT", help="what a user says to a chat model, whose answer is explained")
     given.add_argument("--system", metavar="TEXT", help="what the model is told before that")
     given.add_argument(
