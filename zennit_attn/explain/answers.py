@@ -127,14 +127,18 @@ def answered(tokenizer: Any, before: list[int], ids: list[int]) -> Text:
     """Return the text of an answer's tokens, as they go on from a prompt."""
     last = before[-1:]
     beginning = tokenizer.decode(last)
-    whole, spans, place = "", [], 0
+    whole, spans, place, waiting = "", [], 0, 0
     for count in range(1, len(ids) + 1):
         text = tokenizer.decode([*last, *ids[:count]])
         text = text[len(beginning) :] if text.startswith(beginning) else text
         # a letter of which bytes are missing yet
-        end = len(text.rstrip("\ufffd")) if count < len(ids) else len(text)
-        spans.append((place, max(place, end)))
-        place, whole = max(place, end), text
+        end = max(place, len(text.rstrip("\ufffd")) if count < len(ids) else len(text))
+        waiting += 1
+        if end > place or count == len(ids):
+            # all tokens that have bytes of it
+            spans += [(place, end)] * waiting
+            waiting = 0
+        place, whole = end, text
     if not all(0 <= start <= end <= len(whole) for start, end in spans):
         return text_of(tokenizer, ids, "answer")
     return Text(whole, readable(tokenizer, ids), tuple(spans), specials(tokenizer, ids), "answer")
