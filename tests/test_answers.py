@@ -93,10 +93,15 @@ def test_an_answer_is_generated_greedily(explainer):
         best = int(explainer.model(ids).logits[0, -1].argmax())
         assert row.index == best
         ids = torch.cat([ids, torch.tensor([[best]])], 1)
-    # spans of bytes that make a letter together
-    assert explanation.answer.text == "".join(
-        explanation.answer.text[slice(*span)] for span in explanation.answer.spans
-    )
+    # tokens with bytes of one letter have the same span
+    said = explanation.answer
+    assert said.text == "".join(said.text[slice(*span)] for span in dict.fromkeys(said.spans))
+
+
+def test_tokens_of_one_letter_are_of_one_word(explainer):
+    explanation = explainer.answer(CHAT, "a 😀 b", rows="word")
+    assert len(explanation.answer.tokens) > len(explanation.answer.text)
+    assert [row.label for row in explanation.rows] == ["a", " 😀", " b"]
 
 
 def test_documents_are_named_and_add_up(explainer):
