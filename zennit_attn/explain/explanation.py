@@ -13,6 +13,7 @@ import numpy as np
 from .. import heatmap
 from ..errors import InputError
 from . import storage
+from .pages import page_of
 from .parts import Array, Part, Picture, Row, Signal, Text, sums
 from .units import Span, distinct
 
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
 Unit = str | Mapping[str, Span]
 
 #: Formats of :meth:`Explanation.save`: data, a page, pictures.
+#: How much of an answer a title has.
+LONGEST = 80
 #: How many channels are drawn as a curve each.
 MOST_CURVES = 7
 DATA, PAGE, PICTURES = (".json", ".safetensors"), (".html",), (".png", ".pdf", ".svg")
@@ -248,7 +251,9 @@ class Explanation:
         number = (
             f"logit {value.logit:+.4g}" if value.logit is not None and len(self.rows) == 1 else f"{self.value:+.4g}"
         )
-        return ", ".join(filter(None, [repr(self.label.strip()), number, self.about.get("preset", "")]))
+        label = self.label.strip()
+        label = label if len(label) <= LONGEST else f"{label[: LONGEST - 1]}…"
+        return ", ".join(filter(None, [repr(label), number, self.about.get("preset", "")]))
 
     def beside(self, *others: Explanation, unit: Unit = "word", names: Sequence[str] | None = None) -> Any:
         """Return a picture of several explanations of one text, by units, so that tokenizers may differ.
@@ -294,7 +299,10 @@ class Explanation:
         if suffix in PICTURES:
             self.picture().save(path)
         elif suffix in PAGE:
-            path.write_text(self.html(), encoding="utf-8")
+            if any(isinstance(part, Text) for part in self.parts):
+                path.write_text(heatmap.page(page_of(self)), encoding="utf-8")
+            else:
+                self.picture().save(path)
         elif suffix == ".safetensors":
             storage.write_safetensors(path, self)
         elif suffix == ".json":
@@ -335,10 +343,6 @@ class Explanation:
             for number, (row, relevance) in enumerate(zip(self.rows, text.relevance, strict=True))
         }
         return pandas.DataFrame(columns, index=pandas.Index(names, name=unit if isinstance(unit, str) else "span"))
-
-    def html(self) -> str:
-        """Return a page to read the explanation on."""
-        return str(self.picture()._repr_html_())
 
     def _repr_html_(self) -> str:
         return str(self.picture()._repr_html_())

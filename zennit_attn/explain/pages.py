@@ -4,27 +4,26 @@ from __future__ import annotations
 
 import base64
 import io
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from PIL import Image
 
-from .parts import Picture, Text
+from .parts import Picture, Segment, Text
 
 if TYPE_CHECKING:
     from .explanation import Explanation
 
 
 def page_of(explanation: Explanation) -> dict[str, Any]:
-    """Return what a page shows of an explanation of a text, of which the first is the prompt."""
-    text, answer = explanation.text_part(), explanation.answer
+    """Return what a page shows of an explanation that has a text."""
+    text, answer = joined([part for part in explanation.parts if isinstance(part, Text)]), explanation.answer
     images = [part for part in explanation.parts if isinstance(part, Picture)]
     rows = []
     for number, row in enumerate(explanation.rows):
         within = 0.0 if answer is None else float(answer.relevance[number].sum())
-        # texts and signals beside the prompt have a share, too
-        rest = [float(part.relevance[number].sum()) for part in explanation.parts if part is not text]
-        other = row.value - float(text.relevance[number].sum()) - within - sum(rest)
+        other = row.value - within - sum(float(part.relevance[number].sum()) for part in explanation.parts)
         relevance = text.relevance[number].tolist()
         span = None if answer is None else row.span
         rows.append(
@@ -38,7 +37,7 @@ def page_of(explanation: Explanation) -> dict[str, Any]:
             }
         )
     return {
-        "title": explanation.title(),
+        "title": explanation.title() if answer is None else "Why this answer?",
         "facts": facts_of(explanation),
         "prompt": text_of_page(text),
         "answer": None if answer is None else text_of_page(answer),
@@ -48,6 +47,27 @@ def page_of(explanation: Explanation) -> dict[str, Any]:
             for image in images
         ],
     }
+
+
+def joined(texts: Sequence[Text]) -> Text:
+    """Return texts as one, one below the other, each of which is a unit."""
+    if len(texts) == 1:
+        return texts[0]
+    whole, spans, segments = "", [], []
+    for text in texts:
+        start = len(whole) + 2 * bool(whole)
+        whole += "\n\n" * bool(whole) + text.text
+        spans += [(first + start, last + start) for first, last in text.spans]
+        segments.append(Segment("text", text.name, (start, len(whole))))
+    return Text(
+        whole,
+        tuple(token for text in texts for token in text.tokens),
+        tuple(spans),
+        tuple(own for text in texts for own in text.special),
+        "prompt",
+        tuple(segments),
+        np.concatenate([text.relevance for text in texts], 1),
+    )
 
 
 def facts_of(explanation: Explanation) -> dict[str, str]:
