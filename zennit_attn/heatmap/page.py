@@ -38,7 +38,8 @@ def page(data: Mapping[str, Any]) -> str:
 
     Pointing at a part of the answer, or moving to it by the arrow keys, colours the prompt by the relevance for that
     part; a click or Enter keeps it, Escape lets it go. With no part chosen, or without scripts, the colours show the
-    sum of all rows. The page is one file that loads nothing, follows the reader's light or dark scheme, and can be printed.
+    sum of all rows. The page is one file that loads nothing, follows the reader's light or dark scheme, and can be
+    printed.
 
     Parameters
     ----------
