@@ -20,7 +20,7 @@
   }
 
   function percent(part, value) {
-    return `${Math.round((100 * part) / value)} %`.replace("-", "−");
+    return `${Math.round((100 * part) / value)}\u00a0%`.replace("-", "−");
   }
 
   // A text in spans. The spans stay as they are until another unit is chosen; only their classes change.

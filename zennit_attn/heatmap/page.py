@@ -482,6 +482,6 @@ def shares(rows: Sequence[Row], images: Sequence[Picture]) -> str:
     told = (
         signed
         if 10 * abs(value) < max(map(abs, (prompt, within, other))) or not value
-        else lambda part: f"{100 * part / value:.0f} %"
+        else lambda part: f"{100 * part / value:.0f}\u00a0%"
     )
     return f"of {signed(value)}: prompt {told(prompt)}, answer itself {told(within)}, everything else {told(other)}"
