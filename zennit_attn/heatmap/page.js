@@ -230,8 +230,10 @@
     tip.hidden = false;
     const room = document.documentElement.clientWidth - tip.offsetWidth - 8;
     tip.style.left = `${Math.max(8, Math.min(box.left, room))}px`;
-    const above = box.top - tip.offsetHeight - 6;
-    tip.style.top = `${above < 4 ? box.bottom + 6 : above}px`;
+    // below, so that the scale and the status are not covered
+    const below = box.bottom + 6;
+    const fits = below + tip.offsetHeight <= document.documentElement.clientHeight;
+    tip.style.top = `${fits ? below : box.top - tip.offsetHeight - 6}px`;
   }
 
   function describe(panel, index) {
