@@ -90,10 +90,26 @@ def test_a_prompt_alone(data):
     assert list(found["prompt"]["views"]) == ["token"]
 
 
+def test_relevance_of_images_is_the_prompts(data):
+    maps = [np.full((2, 3), 1.0 + index) for index in range(len(data["rows"]))]
+    for row, values in zip(data["rows"], maps, strict=True):
+        row["value"] += values.sum()
+    page = heatmap.page({**data, "images": [{"name": HOSTILE, "src": "data:image/png;base64,AA==", "rows": maps}]})
+    assert embedded(page)["images"] == [[values.tolist() for values in maps]]
+    assert "not accounted for" not in page[page.index('id="shares"') : page.index("</p>", page.index('id="shares"'))]
+    assert page.count("<script") == 2
+
+
+def test_what_is_not_accounted_for_is_told(data):
+    data["rows"][0]["value"] += 100
+    assert re.search(r'id="shares">of [^<]*not accounted for ', heatmap.page(data))
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
         (lambda data: data.pop("rows"), "expected 'rows'"),
+        (lambda data: data["answer"].pop("tokens"), "got answer with .*, expected 'tokens'"),
         (lambda data: data.update(rows=[]), "at least one"),
         (lambda data: data["rows"][0].update(relevance=[1.0]), r"shape \(1,\), expected"),
         (lambda data: data["rows"][0].update(span=[0, 999]), "span of row 0"),

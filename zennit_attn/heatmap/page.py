@@ -158,7 +158,8 @@ class Text:
         """
         text = written(needed(given, "text", what))
         tokens = [
-            checked_span(span, len(text), f"{what}'s token {index}") for index, span in enumerate(given["tokens"])
+            checked_span(span, len(text), f"{what}'s token {index}")
+            for index, span in enumerate(needed(given, "tokens", what))
         ]
         labels = list(given.get("labels") or [])
         empty = [start == end for start, end in tokens]
@@ -478,10 +479,16 @@ def shares(rows: Sequence[Row], images: Sequence[Picture]) -> str:
     tokens = sum(float(row.relevance.sum()) for row in rows)
     prompt = tokens + sum(float(values.sum()) for image in images for values in image.rows)
     other = sum(row.other for row in rows)
+    parts = {"prompt": prompt, "answer itself": within, "everything else": other}
+    left = value - prompt - within - other
+    if abs(left) > 0.005 * abs(value):
+        parts["not accounted for"] = left
     # what cancels is not told in shares of the little that is left
-    told = (
-        signed
-        if 10 * abs(value) < max(map(abs, (prompt, within, other))) or not value
-        else lambda part: f"{100 * part / value:.0f}\u00a0%"
-    )
-    return f"of {signed(value)}: prompt {told(prompt)}, answer itself {told(within)}, everything else {told(other)}"
+    cancels = 10 * abs(value) <= max(map(abs, parts.values()))
+    told = [f"{name} {signed(part) if cancels else percent(part / value)}" for name, part in parts.items()]
+    return f"of {signed(value)}: {', '.join(told)}"
+
+
+def percent(share: float) -> str:
+    """Write a share."""
+    return f"{100 * share:.0f}\u00a0%".replace("-", "−")
