@@ -12,6 +12,8 @@
 
   const sum = (numbers) => numbers.reduce((total, number) => total + number, 0);
   const largest = (numbers) => numbers.reduce((most, number) => Math.max(most, Math.abs(number)), 0);
+  // text from right to left must not turn the number beside it
+  const isolated = (text) => `\u2068${text}\u2069`;
   const short = (text) => (text.length > 40 ? `${text.slice(0, 39)}…` : text);
 
   function signed(value, digits = 3) {
@@ -176,7 +178,7 @@
       const index = order[place];
       button.hidden = index === undefined;
       button.dataset.index = index;
-      button.textContent = button.hidden ? "" : `“${read.label(index)}” ${signed(values[index])}`;
+      button.textContent = button.hidden ? "" : `“${isolated(read.label(index))}” ${signed(values[index])}`;
     });
     find("most").hidden = !order.length;
   }
@@ -243,7 +245,7 @@
     const what = panel === read ? "relevance" : "explained value";
     const name = panel.parts[index][2];
     panel.spans[index].setAttribute("aria-describedby", "tip");
-    hint(`${name ? `${name}: ` : ""}${what} ${signed(number, 6)}${share}`, panel.spans[index].getClientRects()[0]);
+    hint(`${name ? `${isolated(name)}: ` : ""}${what} ${signed(number, 6)}${share}`, panel.spans[index].getClientRects()[0]);
   }
 
   function follow(panel) {
