@@ -1,7 +1,8 @@
-"""Relevance drawn for a paper, a notebook or a terminal: tokens, images, signals, and layers or heads."""
+"""Relevance drawn for a paper, a notebook, a browser or a terminal: tokens, images, signals, and layers or heads."""
 
 from .curves import curve
 from .figure import Heatmap
+from .page import page
 from .pairs import pair
 from .panels import images, imgify
 from .rows import TokenHeatmap, pdf_heatmap, tokens
@@ -15,6 +16,7 @@ __all__ = [
     "curve",
     "images",
     "imgify",
+    "page",
     "pair",
     "pdf_heatmap",
     "tokens",
