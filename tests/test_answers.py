@@ -13,6 +13,7 @@ import transformers
 
 from zennit_attn import AttnLRPComposite, Explainer, Explanation, InputXGradient, targets
 from zennit_attn.errors import InputError
+from zennit_attn.explain.pages import page_of
 from zennit_attn.explain.units import sentences, words
 
 sys.path.insert(0, str(Path(__file__).parent / "benchmarks"))
@@ -227,11 +228,30 @@ def test_an_image_and_a_text_have_shares_of_an_answer(tmp_path):
     assert set(explanation.shares()) == {"prompt", "image", "answer", "everything else"}
     assert np.abs(image.relevance).max() > 0
     explanation.save(tmp_path / "seen.png")
+    explanation.save(tmp_path / "seen.html")
     # what stands for the image in the text has nothing of its own
     places = [index for index, token in enumerate(prompt.tokens) if token.strip() == "<image>"]
     assert not prompt.relevance[:, places].any()
     with pytest.raises(InputError, match="got no image"):
         explainer.answer("Who is Clara?", "Clara")
+
+
+def test_a_page_has_all_relevance_and_loads_nothing(explainer, tmp_path):
+    documents = {"a.txt": "Clara has a <b>goat</b>.", "b.txt": "</script><script>alert(1)</script>"}
+    explanation = explainer.answer(CHAT, ANSWER, documents=documents, rows="token")
+    explanation.save(tmp_path / "why.html")
+    text = (tmp_path / "why.html").read_text(encoding="utf-8")
+    assert "alert(1)</script>" not in text
+    assert "http" not in text.replace("http-equiv", "")
+    data = page_of(explanation)
+    for row, made, relevance in zip(data["rows"], explanation.rows, explanation.matrix, strict=True):
+        assert row["within"] + row["other"] + sum(row["relevance"]) == pytest.approx(made.value, abs=1e-5)
+        np.testing.assert_allclose(row["relevance"], relevance)
+    # the template's own tokens stand beside the text
+    assert "<|start|>" not in data["prompt"]["text"]
+    assert "<|start|>" in data["prompt"]["labels"]
+    for start, end, name in data["prompt"]["units"]["document"]:
+        assert data["prompt"]["text"][start:end] == documents[name]
 
 
 @pytest.mark.parametrize("suffix", [".json", ".safetensors"])

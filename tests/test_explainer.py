@@ -88,7 +88,7 @@ TEXT_TASKS = tuple(text_models())
 
 @pytest.mark.parametrize("wants", [False, True], ids=["chosen", "asked"])
 @pytest.mark.parametrize("name", TEXT_TASKS)
-def test_texts(name, wants):
+def test_texts(name, wants, tmp_path):
     model, tokenizer, given, target = text_models()[name]
     explanation = Explainer(model, tokenizer)(*given, target=target if wants else None)
     assert explanation.task == name
@@ -99,6 +99,7 @@ def test_texts(name, wants):
             assert sum(explanation.by(unit, part=explanation.parts.index(part)).values()) == pytest.approx(
                 float(part.relevance.sum()), abs=1e-6
             )
+    explanation.save(tmp_path / "why.html")
     # what has no part: biases, positions, and what rules keep
     assert sum(explanation.shares().values()) == pytest.approx(explanation.value, abs=1e-5)
     assert np.abs(explanation.relevance).max() > 0
@@ -292,6 +293,7 @@ def test_zero_shot_classification_shares_out_among_image_and_text(tmp_path):
     assert np.abs(image.relevance).max() > 0
     assert np.abs(words.relevance).max() > 0
     explanation.save(tmp_path / "clip.png")
+    explanation.save(tmp_path / "clip.html")
     with pytest.raises(InputError, match="nearest"):
         Explainer(model, processor)(readers.photo(), labels, target="a dgo")
 

@@ -5,12 +5,14 @@ from __future__ import annotations
 import base64
 import io
 from collections.abc import Sequence
+from itertools import accumulate
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from PIL import Image
 
 from .parts import Picture, Segment, Text
+from .units import Span
 
 if TYPE_CHECKING:
     from .explanation import Explanation
@@ -82,14 +84,29 @@ def facts_of(explanation: Explanation) -> dict[str, str]:
 
 
 def text_of_page(text: Text) -> dict[str, Any]:
-    """Return a text with the spans of its tokens and of its units."""
+    """Return a text with the spans of its tokens and of its units.
+
+    The tokenizer's own tokens, as those of a chat's template, are not in the text, but beside it: a page leaves those
+    out of its scale.
+    """
+    own = [False] * len(text.text)
+    for span, special in zip(text.spans, text.special, strict=True):
+        if special:
+            own[slice(*span)] = [True] * (span[1] - span[0])
+    # where each character is without them
+    places = [0, *accumulate(not hidden for hidden in own)]
+
+    def moved(span: Span) -> list[int]:
+        return [places[span[0]], places[span[1]]]
+
     units = {}
-    for kind in text.kinds():
-        names, spans = text.units(kind)
-        units[kind] = [[*span, name] for name, span in zip(names, spans, strict=True)]
+    # the first is shown first
+    for kind in sorted(text.kinds(), key=lambda kind: kind != "word"):
+        named = zip(*text.units(kind), strict=True)
+        units[kind] = [[*moved(span), name] for name, span in named if places[span[0]] < places[span[1]]]
     return {
-        "text": text.text,
-        "tokens": [list(span) for span in text.spans],
+        "text": "".join(letter for letter, hidden in zip(text.text, own, strict=True) if not hidden),
+        "tokens": [moved(span) for span in text.spans],
         "labels": list(text.tokens),
         "units": units,
     }
