@@ -369,3 +369,15 @@ def test_what_is_not_known_is_said():
     with pytest.raises(InputError, match="expected one for next token, masked token"):
         Explainer(transformers.BertForNextSentencePrediction(transformers.BertConfig(**BERT)), readers.word_pieces())
     assert len({task.name for task in TASKS}) == len(TASKS)
+
+
+def test_models_of_two_tokenizers_stand_side_by_side():
+    one, other = (
+        Explainer(model, tokenizer)(*given)
+        for model, tokenizer, given, _ in (text_models()[name] for name in ("next token", "text classification"))
+    )
+    assert one.tokens != other.tokens
+    picture = one.beside(other, names=["Llama", "BERT"])
+    assert "Llama: The capital of France is Paris ." in str(picture)
+    letters = {letter: (place, place + 1) for place, letter in enumerate("ABCD")}
+    assert one.beside(other, unit=letters) is not None

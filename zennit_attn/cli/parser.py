@@ -145,8 +145,8 @@ def add_model(command: argparse.ArgumentParser, several: bool = False) -> None:
     )
 
 
-def add_drawing(command: argparse.ArgumentParser) -> None:
-    """Add the options of what is drawn and written."""
+def add_drawing(command: argparse.ArgumentParser, many: bool = False) -> None:
+    """Add the options of what is drawn and written, of one explanation or of many."""
     command.add_argument(
         "--unit", metavar="UNIT", help="draw and print words, sentences, lines, messages or documents, not tokens"
     )
@@ -154,7 +154,7 @@ def add_drawing(command: argparse.ArgumentParser) -> None:
         "--out",
         type=Path,
         metavar="FILE",
-        help="what to write: .html, .png, .svg, .pdf, .json or .safetensors; with --input a folder",
+        help=f"what to write: {', '.join(SAVED)}{'; with --input a folder' if many else ''}",
     )
 
 
@@ -205,7 +205,7 @@ def add_explain(command: argparse.ArgumentParser) -> None:
     )
     command.add_argument("--device", default="auto", help="cpu, cuda, cuda:1, mps (default: a GPU if there is one)")
     command.add_argument("--dtype", choices=DTYPES, help="default: that of the loaded model")
-    add_drawing(command)
+    add_drawing(command, many=True)
     command.add_argument(
         "--format", choices=[suffix[1:] for suffix in SUFFIXES], help="of the heatmaps of --input (default: html)"
     )

@@ -235,7 +235,8 @@ class Explanation:
                 words += text.tokens
                 values = np.concatenate([values, text.relevance], 1)
                 continue
-            groups = text.groups(unit)
+            groups, own = text.groups(unit), set(own_tokens(text))
+            skip += [len(words) + place for place, (_, indices) in enumerate(groups) if own.issuperset(indices)]
             words += [f" {name.split('#')[0] or name}" for name, _ in groups]
             sums_of = [text.relevance[:, indices].sum(1) for _, indices in groups]
             values = np.concatenate([values, np.stack(sums_of, 1)], 1)
