@@ -381,3 +381,49 @@ def test_models_of_two_tokenizers_stand_side_by_side():
     assert "Llama: The capital of France is Paris ." in str(picture)
     letters = {letter: (place, place + 1) for place, letter in enumerate("ABCD")}
     assert one.beside(other, unit=letters) is not None
+
+
+def test_a_reranker_reads_a_pair():
+    model = bert(transformers.BertForSequenceClassification, num_labels=1)
+    tokenizer = readers.word_pieces()
+    explanation = Explainer(model, tokenizer)("Who is Clara?", "Clara has a goat")
+    batch = tokenizer("Who is Clara?", "Clara has a goat", return_tensors="pt")
+    assert explanation.value == pytest.approx(float(model(**batch).logits[0, 0]), abs=1e-6)
+    _, relevance = InputXGradient(model, AttnLRPComposite())(batch, targets.Label(0))
+    torch.testing.assert_close(torch.from_numpy(explanation.matrix), relevance)
+    shares = explanation.by("part")
+    assert list(shares) == ["[CLS]", "first", "[SEP]", "second", "[SEP]#2"]
+    assert sum(shares.values()) == pytest.approx(float(relevance.sum()), abs=1e-6)
+
+
+def test_a_spectrogram_is_shown_as_it_sounds(tmp_path):
+    sizes = {"hidden_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 48}
+    config = transformers.ASTConfig(
+        **sizes, patch_size=8, frequency_stride=8, time_stride=8, max_length=64, num_mel_bins=32
+    )
+    model = models.scramble(transformers.ASTForAudioClassification(config)).eval()
+    extractor = transformers.ASTFeatureExtractor(num_mel_bins=32, max_length=64)
+    samples = np.random.default_rng(0).standard_normal(8000).astype(np.float32)
+    explanation = Explainer(model, extractor)(samples)
+    (part,) = explanation.parts
+    # bands by frames
+    assert part.relevance.shape == (1, 32, 64)
+    features = extractor(samples, sampling_rate=16000, return_tensors="pt")["input_values"]
+    np.testing.assert_array_equal(part.values, features[0].T)
+    _, relevance = InputXGradient(model, AttnLRPComposite())({"input_values": features}, targets.MaxLogit())
+    torch.testing.assert_close(torch.from_numpy(explanation.matrix), relevance.transpose(1, 2))
+
+
+def test_a_class_of_a_series():
+    sizes = {"d_model": 16, "num_attention_heads": 2, "num_hidden_layers": 2, "ffn_dim": 32, "patch_length": 4}
+    config = {**sizes, "context_length": 32, "patch_stride": 4, "num_input_channels": 2, "num_targets": 3}
+    model = transformers.PatchTSTForClassification(
+        transformers.PatchTSTConfig(**config, norm_type="layernorm", use_cls_token=True)
+    )
+    series = np.cumsum(np.random.default_rng(0).standard_normal((32, 2)), 0).astype(np.float32)
+    explanation = Explainer(models.scramble(model).eval(), labels=["calm", "rising", "falling"])(
+        series, target="rising"
+    )
+    logits = model(torch.from_numpy(series)[None]).prediction_logits
+    assert (explanation.label, explanation.value) == ("rising", pytest.approx(float(logits[0, 1]), abs=1e-6))
+    assert explanation.matrix.shape == (1, 2, 32)
