@@ -282,7 +282,7 @@ def test_models_of_other_kinds_are_refused(tmp_path, capsys):
         transformers.BertConfig(**SMALL, architectures=architectures).save_pretrained(tmp_path)
         code, _, err = run(capsys, "explain", "--model", tmp_path, "--text", "a", "--json")
         assert code == 2
-        assert "expected one for next token, masked token" in err
+        assert "expected one for image and text to text, speech" in err
 
 
 def test_wrong_usage_is_argparse_s(capsys):

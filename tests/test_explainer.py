@@ -14,7 +14,7 @@ from PIL import Image
 
 from zennit_attn import AttnLRPComposite, Explainer, GammaViTComposite, InputXGradient, cli, targets
 from zennit_attn.errors import InputError
-from zennit_attn.explain.tasks import TASKS
+from zennit_attn.explain.tasks import TASKS, task_of
 from zennit_attn.explain.wrapping import Similarity
 
 BERT = {"vocab_size": 300, "hidden_size": 24, "intermediate_size": 48, "num_attention_heads": 2, "num_hidden_layers": 2}
@@ -366,9 +366,26 @@ def test_shown_in_a_notebook():
 def test_what_is_not_known_is_said():
     with pytest.raises(InputError, match="without a reader, expected its AutoTokenizer"):
         Explainer(text_models()["next token"][0])
-    with pytest.raises(InputError, match="expected one for next token, masked token"):
+    with pytest.raises(InputError, match="expected one for image and text to text, speech to text"):
         Explainer(transformers.BertForNextSentencePrediction(transformers.BertConfig(**BERT)), readers.word_pieces())
     assert len({task.name for task in TASKS}) == len(TASKS)
+
+
+@pytest.mark.parametrize(
+    ("architecture", "name"),
+    [
+        ("BartForConditionalGeneration", "text to text"),
+        ("Gemma3ForConditionalGeneration", "image and text to text"),
+        ("WhisperForConditionalGeneration", "speech to text"),
+        ("Qwen2ForCausalLM", "next token"),
+        ("RobertaForMaskedLM", "masked token"),
+        ("MPNetModel", "similarity"),
+        ("SiglipModel", "zero-shot image classification"),
+        ("DetrForObjectDetection", "object detection"),
+    ],
+)
+def test_what_sees_or_hears_comes_before_what_reads_alone(architecture, name):
+    assert task_of(architecture, "it").name == name
 
 
 def test_models_of_two_tokenizers_stand_side_by_side():
@@ -396,7 +413,7 @@ def test_a_reranker_reads_a_pair():
     assert sum(shares.values()) == pytest.approx(float(relevance.sum()), abs=1e-6)
 
 
-def test_a_spectrogram_is_shown_as_it_sounds(tmp_path):
+def test_a_spectrogram_is_shown_as_it_sounds():
     sizes = {"hidden_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 48}
     config = transformers.ASTConfig(
         **sizes, patch_size=8, frequency_stride=8, time_stride=8, max_length=64, num_mel_bins=32

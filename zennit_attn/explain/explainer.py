@@ -24,7 +24,7 @@ from .explanation import Explanation
 from .loading import TIMM, TORCHVISION, first_line
 from .parts import Row, Text
 from .reading import Reading, check_length, limit_of, moved, shared_out, text_of
-from .tasks import TASKS, Task, task_of
+from .tasks import IMAGE_CLASSIFICATION, Task, task_of
 
 
 class Explainer:
@@ -208,10 +208,10 @@ class Explainer:
         """
         if target is not None or contrastive:
             raise InputError(f"got a target for {self.task.name}; expected none: answer(...) takes what is explained")
-        takes_image = self.task.name == "image and text to text"
-        if len(given) != 1 + takes_image:
+        most = 1 + (self.task.name == "image and text to text")
+        if not 1 <= len(given) <= most:
             raise InputError(f"got {len(given)} inputs, expected {self.task.gives}")
-        return self.answer(given[1], image=given[0]) if takes_image else self.answer(given[0])
+        return self.answer(given[-1], image=given[0] if len(given) == 2 else None)
 
     def check_kind(self, given: Sequence[Any]) -> None:
         """Raise InputError if an image is given to a model of texts, or a text to one of images."""
@@ -310,12 +310,11 @@ def loaded(name: str, device_map: Any) -> tuple[Any, Any, Task, Mapping[int, str
     InputError
         If there is none, or its task is not known.
     """
-    images = next(task for task in TASKS if task.is_visual)
     if name.startswith(TIMM):
-        return (*loading.timm_model(name.removeprefix(TIMM)), images, None)
+        return (*loading.timm_model(name.removeprefix(TIMM)), IMAGE_CLASSIFICATION, None)
     if name.startswith(TORCHVISION):
         model, transform, names = loading.torchvision_model(name.removeprefix(TORCHVISION))
-        return model, transform, images, None if names is None else dict(enumerate(names))
+        return model, transform, IMAGE_CLASSIFICATION, None if names is None else dict(enumerate(names))
     task = task_of_config(loading.load(transformers.AutoConfig, name), name)
     options = {} if device_map is None else {"device_map": device_map}
     model = loading.load(getattr(transformers, task.loader), name, **options)
@@ -341,7 +340,7 @@ def task_of_config(config: Any, name: str) -> Task:
 def task_of_module(model: torch.nn.Module) -> Task:
     """Return the task of a loaded model, by its class; one that is not of transformers takes images."""
     if not hasattr(model, "config"):
-        return next(task for task in TASKS if task.is_visual)
+        return IMAGE_CLASSIFICATION
     return task_of(type(model).__name__, named(model))
 
 
@@ -375,10 +374,9 @@ def labels_of(model: Any, given: Any, found: Mapping[int, str] | None) -> dict[i
 
 def empty_model(name: str) -> tuple[Any, Task]:
     """Return a model without weights, to look at its modules, and its task."""
-    images = next(task for task in TASKS if task.is_visual)
     for prefix, make in ((TIMM, loading.timm_model), (TORCHVISION, loading.torchvision_model)):
         if name.startswith(prefix):
-            return make(name.removeprefix(prefix), empty=True)[0], images
+            return make(name.removeprefix(prefix), empty=True)[0], IMAGE_CLASSIFICATION
     config = loading.load(transformers.AutoConfig, name)
     task = task_of_config(config, name)
     kind = getattr(transformers, task.loader)

@@ -79,7 +79,7 @@ def source_of(explainer: Any, given: Any, documents: Any, image: Any) -> Source:
     name = explainer.task.name
     if image is not None and name != "image and text to text":
         raise InputError(f"got an image for {explainer.name!r}, a {type(explainer.model).__name__}; it takes none")
-    if name == "image and text to text":
+    if image is not None:
         return with_image(explainer, given, documents, image)
     if name == "speech to text":
         reading = read_audio(explainer, given)
@@ -107,10 +107,8 @@ def with_image(explainer: Any, given: Given, documents: Any, image: Any) -> Sour
     Raises
     ------
     InputError
-        If there is no image, or the model takes it in pieces that are no picture.
+        If the model takes it in pieces that are no picture.
     """
-    if image is None:
-        raise InputError(f"got no image for {explainer.name!r}, a {type(explainer.model).__name__}; expected image=...")
     if isinstance(given, str):
         text = with_documents(given, named(documents))
     else:

@@ -18,6 +18,9 @@ from . import choosing, reading
 from .reading import Reading
 from .wrapping import Similarity, SpanModel
 
+#: Begins the name of a mapping of which the base models are meant.
+BASE = "base of "
+
 
 @dataclass(frozen=True)
 class Task:
@@ -32,7 +35,8 @@ class Task:
     loader, reader : str
         Auto classes of transformers, of the model and of its tokenizer or processor.
     mappings : tuple of str
-        Which architectures have the task: names of mappings in ``transformers.models.auto.modeling_auto``.
+        Which architectures have the task: names of mappings in ``transformers.models.auto.modeling_auto``; after
+        :data:`BASE`, the models without a head of the same types.
     read : callable or None
         ``(explainer, *given) -> Reading``; None for models that do nothing but answer.
     target : callable
@@ -63,18 +67,26 @@ class Task:
         """Return the names of the architectures."""
         found: set[str] = set()
         for name in self.mappings:
-            for value in getattr(modeling_auto, f"MODEL_FOR_{name}_MAPPING_NAMES", {}).values():
+            names = getattr(modeling_auto, f"MODEL_FOR_{name.removeprefix(BASE)}_MAPPING_NAMES", {})
+            if name.startswith(BASE):
+                names = {kind: modeling_auto.MODEL_MAPPING_NAMES.get(kind, ()) for kind in names}
+            for value in names.values():
                 # some types of models have several
                 found |= {value} if isinstance(value, str) else set(value)
         return found
 
-    @property
-    def is_visual(self) -> bool:
-        """Whether an image is all that a person gives."""
-        return self.gives == "an image"
 
-
+#: The table. An architecture has the first task that names it: what sees or hears comes before what reads alone.
 TASKS: tuple[Task, ...] = (
+    Task(
+        "image and text to text",
+        "an image and a text, or a text",
+        "AutoModelForImageTextToText",
+        "AutoProcessor",
+        ("IMAGE_TEXT_TO_TEXT",),
+    ),
+    Task("speech to text", "audio", "AutoModelForSpeechSeq2Seq", "AutoProcessor", ("SPEECH_SEQ_2_SEQ",)),
+    Task("text to text", "a text", "AutoModelForSeq2SeqLM", "AutoTokenizer", ("SEQ_TO_SEQ_CAUSAL_LM",)),
     Task(
         "next token",
         "a text",
@@ -126,21 +138,12 @@ TASKS: tuple[Task, ...] = (
         choosing.span_label,
         wrap=SpanModel,
     ),
-    Task("text to text", "a text", "AutoModelForSeq2SeqLM", "AutoTokenizer", ("SEQ_TO_SEQ_CAUSAL_LM",)),
-    Task(
-        "image and text to text",
-        "an image and a text",
-        "AutoModelForImageTextToText",
-        "AutoProcessor",
-        ("IMAGE_TEXT_TO_TEXT",),
-    ),
-    Task("speech to text", "audio", "AutoModelForSpeechSeq2Seq", "AutoProcessor", ("SPEECH_SEQ_2_SEQ",)),
     Task(
         "similarity",
         "two texts",
         "AutoModel",
         "AutoTokenizer",
-        ("TEXT_ENCODING",),
+        ("TEXT_ENCODING", f"{BASE}MASKED_LM"),
         reading.read_two_texts,
         choosing.similarity_target,
         lambda *_: "similarity",
@@ -222,6 +225,8 @@ TASKS: tuple[Task, ...] = (
 )
 
 
+#: That of models which are not of transformers.
+IMAGE_CLASSIFICATION = next(task for task in TASKS if task.name == "image classification")
 #: Tasks of which :meth:`zennit_attn.Explainer.answer` explains whole answers.
 ANSWERING = ("next token", *(task.name for task in TASKS if task.read is None))
 

@@ -216,7 +216,7 @@ def read_subject(table: Mapping[str, Any], preset: str, folder: Path, source: st
             function_of(module, "load_model")().to(place), lambda images: preprocess(stacked(images)).to(place), name
         )
     explainer = Explainer(str(folder / name) if (folder / name).is_dir() else name, composite=preset, device=device)
-    if not explainer.task.is_visual:
+    if explainer.task.name != "image classification":
         raise ValueError(f"{source} got the model {name!r}, expected one that classifies images; use Python for others")
     dtype = next(explainer.model.parameters()).dtype
 
