@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 import unicodedata
+import weakref
 from collections.abc import Sequence
 from typing import Any
 
@@ -30,6 +31,7 @@ def byte_alphabet() -> dict[str, int]:
 
 
 ALPHABET = byte_alphabet()
+_conventions: weakref.WeakKeyDictionary[Any, str] = weakref.WeakKeyDictionary()
 
 
 def clean_tokens(tokens: Sequence[Any], tokenizer: Any = None) -> list[str]:
@@ -62,7 +64,7 @@ def clean_tokens(tokens: Sequence[Any], tokenizer: Any = None) -> list[str]:
     ['Hi', ' 😀', '', '\n']
     """
     tokens = strings(tokens, tokenizer)
-    kind = convention(tokens if tokenizer is None else list(tokenizer.get_vocab()))
+    kind = convention(tokens) if tokenizer is None else convention_of(tokenizer)
     if kind == "words":
         # some have their spaces already
         return tokens if any(token[:1].isspace() for token in tokens) else [f" {token}" for token in tokens]
@@ -88,6 +90,13 @@ def strings(tokens: Sequence[Any], tokenizer: Any) -> list[str]:
             "the ids of one sequence and the tokenizer."
         )
     return list(tokenizer.convert_ids_to_tokens(tokens))
+
+
+def convention_of(tokenizer: Any) -> str:
+    """Return how a tokenizer's tokens are written, for which its vocabulary is looked at once."""
+    if tokenizer not in _conventions:
+        _conventions[tokenizer] = convention(list(tokenizer.get_vocab()))
+    return _conventions[tokenizer]
 
 
 def convention(tokens: Sequence[str]) -> str:
