@@ -196,7 +196,7 @@ def test_too_little_memory_is_reported(capsys, monkeypatch):
     code, _, err = run(capsys, "explain", "--model", AGREEMENT, "--text", TEXT, "--json")
     assert code == 2
     assert "cpu is out of memory (tried to allocate 9 GiB)" in err
-    assert "--dtype bfloat16" in err
+    assert "the dtype bfloat16" in err
 
 
 def test_models_that_cannot_be_moved_are_reported(capsys, monkeypatch):
@@ -221,7 +221,7 @@ def test_models_that_cannot_be_moved_are_reported(capsys, monkeypatch):
         (["--model", AGREEMENT, "--text", "keys", "--composite", "no.toml"], "No such file"),
         (["--model", AGREEMENT, "--text", "keys", "--composite", "gamma_vit"], "'patch_embedding'"),
         (["--model", AGREEMENT, "--text", "keys", "--device", "tpu"], "expected auto, cpu, cuda"),
-        (["--model", AGREEMENT, "--text", "keys", "--device", "cuda:99"], "use --device cpu"),
+        (["--model", AGREEMENT, "--text", "keys", "--device", "cuda:99"], "use the device cpu"),
         (["--model", AGREEMENT, "--image", "x.png"], "a LlamaForCausalLM; expected a text"),
         (["--model", AGREEMENT, "--input", "no.jsonl"], "cannot read --input"),
     ],

@@ -241,7 +241,7 @@ class Explainer:
         except torch.OutOfMemoryError as error:
             raise InputError(
                 f"{self.device} is out of memory ({first_line(str(error))}); give a shorter input, or try "
-                "--dtype bfloat16 or --device cpu"
+                "the dtype bfloat16 or the device cpu"
             ) from error
         except InputError:
             raise

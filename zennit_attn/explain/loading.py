@@ -39,7 +39,7 @@ def load(kind: Any, name: str, **options: Any) -> Any:
         If it cannot.
     """
     with refused(
-        f"{kind.__name__} got --model {name!r} and cannot load it",
+        f"{kind.__name__} got the model {name!r} and cannot load it",
         "expected a folder that save_pretrained wrote, or a name on the Hugging Face hub: check the spelling and the "
         "connection",
     ):
@@ -78,8 +78,8 @@ def placed(model: Any, device: torch.device, dtype: str | None) -> Any:
     except (RuntimeError, ValueError) as error:
         wanted = f"{device} in {dtype}" if dtype else str(device)
         raise InputError(
-            f"cannot put {type(model).__name__} on {wanted} ({first_line(str(error))}); try another --device, and "
-            "--dtype bfloat16, or none for quantised models"
+            f"cannot put {type(model).__name__} on {wanted} ({first_line(str(error))}); try another device, and "
+            "the dtype bfloat16, or none for quantised models"
         ) from error
 
 
@@ -96,11 +96,11 @@ def device_of(name: str) -> torch.device:
     try:
         device = torch.device(name)
     except RuntimeError:
-        raise InputError(f"got --device {name!r}, expected auto, cpu, cuda, cuda:1 or mps") from None
+        raise InputError(f"got the device {name!r}, expected auto, cpu, cuda, cuda:1 or mps") from None
     counts = {"cpu": 1, "cuda": torch.cuda.device_count(), "mps": int(torch.backends.mps.is_available())}
     if counts.get(device.type, 0) <= (device.index or 0):
         raise InputError(
-            f"got --device {name}, but torch finds {counts.get(device.type, 0)} such devices here; use --device cpu, "
+            f"got the device {name}, but torch finds {counts.get(device.type, 0)} such devices here; use the device cpu, "
             "or a torch that is built for the device"
         )
     return device
@@ -119,7 +119,7 @@ def composite_of(given: str | TransformerComposite) -> TransformerComposite:
     try:
         return load_composite(given)
     except (OSError, TypeError, ValueError) as error:
-        raise InputError(f"--composite: {first_line(str(error))}") from error
+        raise InputError(f"the composite: {first_line(str(error))}") from error
 
 
 def check_composite(composite: TransformerComposite, model: torch.nn.Module) -> None:
@@ -128,7 +128,7 @@ def check_composite(composite: TransformerComposite, model: torch.nn.Module) -> 
         with composite.context(model):
             pass
     except (RuntimeError, TypeError, ValueError) as error:
-        raise InputError(f"--composite: {first_line(str(error))}") from error
+        raise InputError(f"the composite: {first_line(str(error))}") from error
 
 
 def timm_model(name: str, empty: bool = False) -> tuple[Any, Any]:

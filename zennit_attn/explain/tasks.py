@@ -243,7 +243,7 @@ def task_of(architecture: str | None, name: str) -> Task:
         if architecture is not None and architecture in {task.loader, *task.architectures()}:
             return task
     raise InputError(
-        f"--model {name!r} is a {architecture or 'model without an architecture in its config'}, expected one for "
+        f"the model {name!r} is a {architecture or 'model without an architecture in its config'}, expected one for "
         f"{', '.join(task.name for task in TASKS)}; others are explained in Python, with "
         "zennit_attn.InputXGradient(model, composite)(batch, target)"
     )
