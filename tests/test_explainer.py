@@ -219,6 +219,12 @@ def test_an_object_by_class_and_query():
     assert explanation.label == "dog (query 3)"
     pixels = processor(images=readers.photo(), return_tensors="pt")["pixel_values"]
     assert explanation.value == pytest.approx(float(model(pixels).logits[0, 3, 1]), rel=1e-4)
+    # the image that was given is 50 wide and 40 high
+    x, y, width, height = (model(pixels).pred_boxes[0, 2] * torch.tensor([50, 40, 50, 40])).tolist()
+    box = (x - width / 2, y - height / 2, x + width / 2, y + height / 2)
+    assert explainer(readers.photo(), target=("dog", box)).label == "dog (query 2)"
+    with pytest.raises(InputError, match="sees nothing"):
+        explainer(readers.photo(), target=("dog", (900, 900, 910, 910)))
 
 
 @pytest.mark.parametrize("library", ["timm", "torchvision"])

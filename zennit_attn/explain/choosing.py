@@ -10,13 +10,14 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
+import torchvision
 from torch import Tensor
 
 from .. import targets
 from ..errors import InputError
 from ..hints import nearest
 from .parts import Text
-from .reading import Reading
+from .reading import Reading, moved
 
 Choose = Callable[[Tensor], Tensor]
 #: Where a target has its weights, as indices of the output of one sample.
@@ -255,9 +256,14 @@ def region_label(explainer: Any, reading: Reading, places: Places) -> str:
 
 
 def object_target(explainer: Any, reading: Reading, wanted: Any, contrastive: bool) -> targets.Target:
-    """Return the target of an object: the surest, the surest of a class, or that of a query's number."""
+    """Return the target of an object: the surest, the surest of a class, or that of a query's number or in a box.
+
+    A box is ``(left, top, right, bottom)`` in the image that was given: the query whose own box covers it best.
+    """
     without_contrast(explainer, contrastive)
     query = wanted[1] if isinstance(wanted, (tuple, list)) else None
+    if isinstance(query, (tuple, list)):
+        query = query_of(explainer, reading, query)
     label = wanted[0] if isinstance(wanted, (tuple, list)) else wanted
     index = None if label is None else class_index(explainer, label)
 
@@ -273,6 +279,27 @@ def object_target(explainer: Any, reading: Reading, wanted: Any, contrastive: bo
         return torch.arange(logits.numel(), device=logits.device).view_as(logits) == scores.argmax()
 
     return Cells(choose)
+
+
+def query_of(explainer: Any, reading: Reading, box: Sequence[float]) -> int:
+    """Return the query whose box has the largest intersection over union with a box.
+
+    Raises
+    ------
+    InputError
+        If none has any.
+    """
+    with torch.no_grad():
+        output = explainer.model(**moved(reading.batch, explainer.model, explainer.device))
+    height, width = reading.about["size"]
+    centres, sizes = output.pred_boxes[0].float().cpu().split(2, -1)
+    found = torch.cat([centres - sizes / 2, centres + sizes / 2], -1) * torch.tensor([width, height] * 2)
+    overlaps = torchvision.ops.box_iou(torch.tensor([list(box)], dtype=torch.float32), found)[0]
+    if not float(overlaps.max()) > 0:
+        raise InputError(
+            f"got the box {tuple(box)}, in which the model sees nothing; expected (left, top, right, bottom)"
+        )
+    return int(overlaps.argmax())
 
 
 def object_label(explainer: Any, reading: Reading, places: Places) -> str:

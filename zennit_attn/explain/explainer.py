@@ -115,7 +115,7 @@ class Explainer:
         target : optional
             What is explained, as the task has it: a token or a class by its name or number, ``(word, label)`` of a
             token classifier, words or ``(start, end)`` of an answer in a text, ``(class, box)`` of a segmentation,
-            ``(class, query)`` of a detection, ``(step, channel)`` of a forecast; or a
+            ``(class, query or box)`` of a detection, ``(step, channel)`` of a forecast; or a
             :class:`zennit_attn.targets.Target`. By default what the model chose.
         contrastive : bool, optional
             Whether to explain the logit minus the mean of all others.
