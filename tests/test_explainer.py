@@ -223,7 +223,7 @@ def test_an_object_by_class_and_query():
     x, y, width, height = (model(pixels).pred_boxes[0, 2] * torch.tensor([50, 40, 50, 40])).tolist()
     box = (x - width / 2, y - height / 2, x + width / 2, y + height / 2)
     assert explainer(readers.photo(), target=("dog", box)).label == "dog (query 2)"
-    with pytest.raises(InputError, match="sees nothing"):
+    with pytest.raises(InputError, match="it sees nothing"):
         explainer(readers.photo(), target=("dog", (900, 900, 910, 910)))
 
 

@@ -296,9 +296,7 @@ def query_of(explainer: Any, reading: Reading, box: Sequence[float]) -> int:
     found = torch.cat([centres - sizes / 2, centres + sizes / 2], -1) * torch.tensor([width, height] * 2)
     overlaps = torchvision.ops.box_iou(torch.tensor([list(box)], dtype=torch.float32), found)[0]
     if not float(overlaps.max()) > 0:
-        raise InputError(
-            f"got the box {tuple(box)}, in which the model sees nothing; expected (left, top, right, bottom)"
-        )
+        raise InputError(f"got the box {tuple(box)}, in which it sees nothing; expected (left, top, right, bottom)")
     return int(overlaps.argmax())
 
 

@@ -100,8 +100,8 @@ def device_of(name: str) -> torch.device:
     counts = {"cpu": 1, "cuda": torch.cuda.device_count(), "mps": int(torch.backends.mps.is_available())}
     if counts.get(device.type, 0) <= (device.index or 0):
         raise InputError(
-            f"got the device {name}, but torch finds {counts.get(device.type, 0)} such devices here; use the device cpu, "
-            "or a torch that is built for the device"
+            f"got the device {name}, but torch finds {counts.get(device.type, 0)} such devices here; use the "
+            "device cpu, or a torch that is built for the device"
         )
     return device
 
