@@ -154,6 +154,45 @@ def test_units_of_the_answer(explainer):
         assert sum(sum(part.values()) for part in found.values()) == pytest.approx(total, abs=1e-6)
     with pytest.raises(InputError, match='rows="token"'):
         explainer.answer(CHAT, ANSWER).by("word", answer="word")
+    # neither is a row of one sentence one of its words, nor a part of a row the whole
+    for text, unit in (("Clara has a goat", "word"), (ANSWER, {"has": (6, 9)})):
+        with pytest.raises(InputError, match='rows="token"'):
+            explainer.answer(CHAT, text).by("word", answer=unit)
+
+
+def test_messages_and_documents_are_where_they_were_said(explainer):
+    repeated = [
+        {"role": "user", "content": "Clara has a goat."},
+        {"role": "assistant", "content": "Yes."},
+        {"role": "user", "content": "Who is Clara?"},
+    ]
+    (prompt,) = explainer.answer(repeated, ANSWER, documents={"d": "Clara has a goat."}).parts
+    spans = {(segment.kind, segment.name, segment.span[0]) for segment in prompt.segments}
+    first, second = prompt.text.index("Clara has"), prompt.text.rindex("Clara has")
+    assert ("document", "d", second) in spans
+    assert ("message", "user", first) in spans
+    # of a word that the template says before
+    (prompt,) = explainer.answer([{"role": "user", "content": "user"}], ANSWER).parts
+    (segment,) = prompt.segments
+    assert segment.span[0] == prompt.text.rindex("user")
+
+
+def test_names_of_units_are_never_lost(explainer):
+    explanation = explainer.answer("a\na#2\na\na", "a dog a dog", rows="token")
+    for unit in ("line", "word", "token"):
+        assert sum(explanation.by(unit).values()) == pytest.approx(float(explanation.relevance.sum()), abs=1e-6)
+    assert explanation.to_dataframe().shape == (len(explanation.tokens), len(explanation.rows))
+
+
+def test_answers_are_greedy_whatever_a_model_says(explainer):
+    expected = explainer.answer(CHAT, max_new_tokens=6).answer.tokens
+    settings = explainer.model.generation_config
+    before = settings.to_dict()
+    settings.update(repetition_penalty=1.8, num_beams=3, return_dict_in_generate=True)
+    try:
+        assert explainer.answer(CHAT, max_new_tokens=6).answer.tokens == expected
+    finally:
+        settings.update(**{key: before[key] for key in ("repetition_penalty", "num_beams", "return_dict_in_generate")})
 
 
 def test_an_encoder_decoder_answers_from_its_encoder():

@@ -508,6 +508,10 @@ def test_answers_of_a_chat(tmp_path, capsys, chat):
     assert json.loads(one)["relevance"] == json.loads(other)["relevance"]
     expected = Explainer(str(chat)).answer(messages, "Clara has a goat.", documents={"a.txt": "Clara has a goat."})
     assert json.loads(one)["relevance"] == pytest.approx(expected.by("document"))
+    _, contrastive, _ = run(capsys, *base, "--user", "Who is Clara?", "--answer", "a", "--contrastive", "--json")
+    assert json.loads(contrastive)["explained"] == pytest.approx(
+        Explainer(str(chat)).answer(messages[1:], "a", target=targets.Contrastive).value
+    )
     # without a text the model answers
     code, out, _ = run(capsys, *base, "--user", "Who is Clara?", "--max-new-tokens", "3")
     assert (code, "attnlrp" in out) == (0, True)
@@ -547,12 +551,20 @@ def test_texts_from_a_pipe_and_pairs(capsys, monkeypatch, bert):
 
 def test_what_does_not_go_together_is_said(tmp_path, capsys, chat):
     (tmp_path / "chat.json").write_text("{}", encoding="utf-8")
+    (tmp_path / "empty.json").write_text("[]", encoding="utf-8")
+    (tmp_path / "x.bin").write_bytes(b"\xff\xfe\x00")
     for options, message in [
         (["--text", "a", "--text", "b", "--answer", "c"], "got 2 texts for an answer"),
         (["--user", "a", "--target", "b"], "got --target for an answer"),
         (["--text", "a", "--system", "b"], "got --system without --user"),
         (["--chat", tmp_path / "chat.json"], "expected a list of messages"),
         (["--chat", tmp_path / "none.json"], "cannot read --chat"),
+        (["--text", "a", "--user", "b"], "got --text and --user"),
+        (["--text", "a", "--document", tmp_path / "chat.json"], "got --document without an answer"),
+        (["--text", "a", "--max-new-tokens", "3"], "got --max-new-tokens without an answer"),
+        (["--user", "a", "--max-new-tokens", "-3"], "expected at least 1"),
+        (["--user", "a", "--answer", "b", "--document", tmp_path / "x.bin"], "expected a text in UTF-8"),
+        (["--chat", tmp_path / "empty.json"], "got no messages"),
         (["--text", "a", "--out", tmp_path / "x.gif"], "expected a name that ends with"),
     ]:
         code, _, err = run(capsys, "explain", "--model", chat, *options)

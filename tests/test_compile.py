@@ -203,3 +203,24 @@ def test_the_first_thing_that_a_thread_does_may_be_to_compile():
     with ThreadPoolExecutor(1) as pool:
         model = torch.nn.Sequential(torch.nn.Linear(4, 4), torch.nn.ReLU(), torch.nn.Linear(4, 2))
         torch.testing.assert_close(*pool.submit(signals, model, AttnLRPComposite(), "gradient").result())
+
+
+@pytest.mark.parametrize("form", ["gradient", "relevance"])
+def test_what_a_rule_keeps_is_not_written_over_when_compiled(form):
+    def written(x):
+        y = x * 2
+        z = torch.nn.functional.gelu(y)
+        # torch refuses to go back through this where it runs without a compiler
+        y.mul_(3)
+        return z
+
+    model = Written(lambda x: torch.nn.functional.gelu(x * 2))
+    x = torch.randn(2, 4, requires_grad=True)
+    composite = input_x_gradient(AttnLRPComposite()) if form == "gradient" else AttnLRPComposite()
+    torch.compiler.reset()
+    with composite.context(model):
+        output = model(x)
+        (expected,) = torch.autograd.grad(output, x, output.detach())
+        model.function = written
+        output = torch.compile(model, backend="aot_eager", fullgraph=True)(x)
+        torch.testing.assert_close(torch.autograd.grad(output, x, output.detach())[0], expected)

@@ -209,7 +209,7 @@ def test_a_region_of_a_segmentation_is_a_box_or_a_pixel():
     assert everywhere.value == pytest.approx(float(logits[0, 1].sum()), rel=1e-4)
     one = explainer(image, target=("sky", (20, 30)))
     scale = logits.shape[-1] / 64
-    assert one.value == pytest.approx(float(logits[0, 1, round(30 * scale), round(20 * scale)]), rel=1e-4)
+    assert one.value == pytest.approx(float(logits[0, 1, int(30 * scale), int(20 * scale)]), rel=1e-4)
 
 
 def test_an_object_by_class_and_query():
@@ -367,6 +367,45 @@ def test_shown_in_a_notebook():
     explanation = Explainer(model, tokenizer)(*given)
     assert "capital" in explanation._repr_html_()
     assert repr(explanation).startswith("Explanation(next token of ")
+
+
+@pytest.mark.parametrize("place", [(6, 0), (63, 63), (62, 1)])
+def test_a_pixel_is_in_one_cell(place):
+    model, processor, _ = vision("semantic segmentation")
+    explainer = Explainer(model.eval(), processor)
+    image = Image.fromarray(readers.photo(64)[:, :64])
+    logits = model(processor(images=image, return_tensors="pt")["pixel_values"]).logits
+    x, y = (side * logits.shape[-1] // 64 for side in place)
+    explanation = explainer(image, target=("sky", place))
+    assert explanation.value == pytest.approx(float(logits[0, 1, y, x]), rel=1e-4)
+
+
+def test_the_same_image_in_every_form(tmp_path):
+    model, processor, _ = vision("image classification")
+    explainer = Explainer(model.eval(), processor)
+    pixels = readers.photo()
+    expected = explainer(pixels, target=1).value
+    Image.fromarray(pixels).save(tmp_path / "x.png")
+    first = torch.from_numpy(pixels).permute(2, 0, 1)
+    forms = [str(tmp_path / "x.png"), Image.fromarray(pixels), first, first.long(), pixels.astype(int), pixels / 255]
+    for form in [*forms, (first / 255).float(), np.dstack([pixels, np.full(pixels.shape[:2], 255, np.uint8)])]:
+        assert explainer(form, target=np.int64(1)).value == pytest.approx(expected, abs=1e-3)
+    grey = pixels[..., 0]
+    Image.fromarray(grey.astype(np.uint16) * 257).save(tmp_path / "deep.png")
+    assert explainer(tmp_path / "deep.png").value == pytest.approx(explainer(grey).value, abs=1e-3)
+    for form in (pixels.astype(np.float32), pixels[None], pixels[..., :2], np.zeros((0, 3), np.uint8)):
+        with pytest.raises(InputError, match="expected integers from 0"):
+            explainer(form)
+
+
+def test_numbers_of_numpy_and_torch_are_numbers():
+    model, tokenizer, given, _ = text_models()["next token"]
+    explainer = Explainer(model, tokenizer)
+    for number in (8, np.int64(8), torch.tensor(8)):
+        assert explainer(*given, target=number).rows[0].index == 8
+    for number in (-1, 10_000):
+        with pytest.raises(InputError, match="expected a token from 0 to"):
+            explainer(*given, target=number)
 
 
 def test_what_is_not_known_is_said():

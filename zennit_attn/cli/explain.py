@@ -15,6 +15,8 @@ from ..data import batch
 from ..errors import InputError
 from ..explain import Explainer, Explanation
 from ..explain.parts import Text
+from ..explain.units import distinct
+from ..targets import Contrastive
 from .common import be_quiet, content_of
 from .parser import DONE, SAVED, SOME_FAILED
 
@@ -24,7 +26,9 @@ def run(args: argparse.Namespace) -> int:
     be_quiet()
     if args.input is not None:
         return explain_many(args)
+    check_together(args)
     check_out(args)
+    args.text = [sys.stdin.read() if text == "-" else text for text in args.text or ()] or None
     pairs = [(model, composite) for model in args.model for composite in args.composite or [None]]
     explainers = [Explainer(model, None, composite, args.device, args.dtype) for model, composite in pairs]
     found = [asked(explainer, args) for explainer in explainers]
@@ -77,7 +81,8 @@ def beside(explainers: list[Explainer], found: list[Explanation], args: argparse
     """Show explanations of several models or presets side by side."""
     if args.json or (args.out is not None and args.out.suffix.lower() in (".json", ".safetensors")):
         raise InputError("got several explanations, which are a picture; expected one --model and --composite for data")
-    names = [f"{explainer.name} {explainer.composite.preset}" for explainer in explainers]
+    given = args.composite or [explainers[0].composite.preset]
+    names = [f"{explainer.name} {given[number % len(given)]}" for number, explainer in enumerate(explainers)]
     picture = found[0].beside(*found[1:], unit=args.unit or "word", names=names)
     print(picture)
     if args.out is not None:
@@ -94,29 +99,47 @@ def asked(explainer: Explainer, args: argparse.Namespace) -> Explanation:
     InputError
         If they do not go together, or do not fit the model.
     """
-    texts = [sys.stdin.read() if text == "-" else text for text in args.text or ()]
+    texts = args.text or []
     messages = messages_of(args)
     if messages is not None or args.answer is not None:
-        if messages is None and len(texts) != 1:
+        prompt = messages if messages is not None else args.audio or (texts[0] if len(texts) == 1 else None)
+        if prompt is None:
             raise InputError(f"got {len(texts)} texts for an answer, expected one --text, or --user or --chat")
         if args.target is not None:
             raise InputError("got --target for an answer, expected none: all of its tokens are explained")
-        documents = {path.name: path.read_text(encoding="utf-8") for path in args.document or ()}
+        names = distinct(path.name for path in args.document or ())
+        documents = dict(zip(names, map(text_in, args.document or ()), strict=True))
         return explainer.answer(
-            messages or texts[0],
+            prompt,
             args.answer or None,
             documents=documents,
             image=args.image,
             max_new_tokens=args.max_new_tokens,
+            target=Contrastive if args.contrastive else None,
         )
     given: list[Any] = texts
     if args.image is not None:
-        given = [args.image, *([texts] if texts else [])]
+        reads = explainer.task.name == "image and text to text"
+        given = [args.image, *(texts if reads else [texts] if texts else [])]
     elif args.audio is not None:
         given = [args.audio]
     elif args.series is not None:
         given = [series_in(args.series)]
     return explainer(*given, target=args.target, contrastive=args.contrastive)
+
+
+def text_in(path: Path) -> str:
+    """Return the text in a file.
+
+    Raises
+    ------
+    InputError
+        If it has none.
+    """
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"cannot read --document {str(path)!r} ({error}); expected a text in UTF-8") from error
 
 
 def series_in(path: Path) -> Any:
@@ -153,8 +176,6 @@ def messages_of(args: argparse.Namespace) -> list[dict[str, Any]] | None:
             raise InputError(f"got --chat with a {type(content).__name__}, expected a list of messages")
         return content
     if args.user is None:
-        if args.system is not None:
-            raise InputError("got --system without --user, expected what the user says")
         return None
     system = [] if args.system is None else [{"role": "system", "content": args.system}]
     return [*system, {"role": "user", "content": args.user}]
@@ -167,6 +188,21 @@ def relevance_of(explanation: Explanation, args: argparse.Namespace) -> dict[str
     is_text = isinstance(explanation.parts[0], Text)
     tokens = list(explanation.tokens) if is_text else None
     return {"tokens": tokens, "relevance": explanation.relevance.tolist()}
+
+
+def check_together(args: argparse.Namespace) -> None:
+    """Raise InputError if something is given that would not be used."""
+    given = [name for name in ("text", "image", "audio", "series", "user", "chat") if getattr(args, name) is not None]
+    if len(given) > 1 and (len(given) > 2 or "image" not in given or {"audio", "series"} & set(given)):
+        raise InputError(
+            f"got {' and '.join(f'--{name}' for name in given)}, expected one of them, or --image with a text"
+        )
+    if args.system is not None and args.user is None:
+        raise InputError("got --system without --user, expected what the user says")
+    answers = args.answer is not None or {"user", "chat"} & set(given)
+    for name in ("document", "max_new_tokens"):
+        if getattr(args, name) is not None and not answers:
+            raise InputError(f"got --{name.replace('_', '-')} without an answer, expected --user, --chat or --answer")
 
 
 def check_out(args: argparse.Namespace) -> None:

@@ -45,6 +45,11 @@ def complex_parts(change: Callable[[Tensor, Tensor], Tensor], first: Tensor, sec
     return torch.view_as_complex(change(*parts))
 
 
+def unwritten(tensor: Tensor) -> Tensor:
+    """Return a tensor to save for the backward pass: torch refuses one that was written to, a trace would take it."""
+    return tensor.clone() if torch.compiler.is_compiling() else tensor
+
+
 class Snapshot:
     """The value of a tensor at the time of a forward pass, kept over later in-place writes to its memory.
 
@@ -191,7 +196,7 @@ class Slope(Function):
     def forward(
         ctx: Any, input: Tensor, function: Callable[[Tensor], Tensor], slope: Callable[[Tensor], Tensor]
     ) -> Tensor:
-        ctx.save_for_backward(input)
+        ctx.save_for_backward(unwritten(input))
         ctx.slope = slope
         return function(input)
 

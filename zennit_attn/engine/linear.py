@@ -13,6 +13,8 @@ from torch import Tensor
 from torch.autograd import Function
 from torch.nn.grad import conv1d_input, conv2d_input, conv3d_input
 
+from .functions import unwritten
+
 _CONVOLUTIONS = (torch.nn.Conv1d, torch.nn.Conv2d, torch.nn.Conv3d)
 _TRANSPOSED = (torch.nn.ConvTranspose1d, torch.nn.ConvTranspose2d, torch.nn.ConvTranspose3d)
 
@@ -116,7 +118,7 @@ class AbsoluteProduct(Function):
     @staticmethod
     def forward(ctx: Any, input: Tensor, module: Any, output: Tensor, bias: Tensor | None) -> Tensor:
         # the weight, too: it may be another one when the backward pass comes (functional_call, offloaded weights)
-        ctx.save_for_backward(input, module.weight)
+        ctx.save_for_backward(unwritten(input), module.weight)
         ctx.module = module
         return linear_map(module, input.abs(), module.weight.abs(), output, None if bias is None else bias.abs())
 
@@ -136,7 +138,7 @@ class SignedProduct(Function):
 
     @staticmethod
     def forward(ctx: Any, input: Tensor, module: Any, output: Tensor, sign: int) -> Tensor:
-        ctx.save_for_backward(input, module.weight)
+        ctx.save_for_backward(unwritten(input), module.weight)
         ctx.module, ctx.sign = module, sign
         positive, negative = signed_weights(module.weight, sign)
         return linear_map(module, input.clamp(min=0), positive, output) + linear_map(

@@ -19,6 +19,14 @@ from .prompts import Source, source_of
 from .reading import check_length, limit_of, moved, readable, shared_out, specials, text_of
 from .tasks import ANSWERING
 
+#: Whatever a model's own settings say.
+GREEDY: dict[str, Any] = {
+    "do_sample": False,
+    "num_beams": 1,
+    "repetition_penalty": 1.0,
+    "no_repeat_ngram_size": 0,
+    "return_dict_in_generate": False,
+}
 #: How many tokens an answer has at most, unless told.
 LENGTH = 64
 #: What may have a row of its own, beside the answer as a whole and its tokens.
@@ -43,6 +51,10 @@ def explain(
             f"got {explainer.name!r}, a {type(explainer.model).__name__}, for an answer; expected a model for "
             f"{', '.join(ANSWERING)}: ask this one by explainer({explainer.task.gives})"
         )
+    if max_new_tokens is not None and max_new_tokens < 1:
+        raise InputError(f"got max_new_tokens={max_new_tokens}, expected at least 1")
+    if instead is not None and rows not in (ROWS[0], ROWS[1]):
+        raise InputError(f"got instead with rows={rows!r}; expected none: the difference of two answers is one row")
     if rows not in ROWS:
         raise InputError(f"got rows={rows!r}, expected one of {', '.join(ROWS)}; {nearest(rows, ROWS)}")
     with warnings.catch_warnings(record=True) as caught:
@@ -51,15 +63,16 @@ def explain(
         room = limit_of(explainer.model, explainer.tokenizer)
         check_length(len(source.prefix) + (max_new_tokens or 1), room, explainer.name)
         if answer is None:
-            ids = generated(explainer, source, max_new_tokens or min(LENGTH, room - len(source.prefix)))
+            count = min(LENGTH, room - len(source.prefix)) if max_new_tokens is None else max_new_tokens
+            ids = generated(explainer, source, count)
             said = answered(explainer.tokenizer, source.prefix, ids)
         else:
             ids, said = taken(explainer.tokenizer, source, answer)
-        found = of_ids(explainer, source, ids, said, rows, kind or Label, chunk)
+        found = of_ids(explainer, source, ids, said, rows if instead is None else "answer", kind or Label, chunk)
         if instead is not None:
             other_ids, other = taken(explainer.tokenizer, source, instead)
             found = found.minus(of_ids(explainer, source, other_ids, other, "answer", kind or Label, chunk))
-    return replace(found, warnings=explainer.messages(caught, torch.tensor(source.prefix)))
+    return replace(found, warnings=explainer.messages(caught, torch.tensor([*source.prefix, *ids])))
 
 
 def of_ids(
@@ -113,7 +126,7 @@ def generated(explainer: Any, source: Source, count: int) -> list[int]:
     with torch.no_grad(), warnings.catch_warnings():
         # of settings for sampling, which there is none of
         warnings.simplefilter("ignore")
-        found = explainer.model.generate(**given, max_new_tokens=count, do_sample=False, pad_token_id=padding)
+        found = explainer.model.generate(**given, max_new_tokens=count, pad_token_id=padding, **GREEDY)
     new = [int(token) for token in found[0].tolist()]
     new = new[len(source.prefix) :] if new[: len(source.prefix)] == source.prefix else new
     while new and new[-1] in explainer.tokenizer.all_special_ids:

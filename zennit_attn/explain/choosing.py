@@ -6,6 +6,8 @@ tokenizer.
 
 from __future__ import annotations
 
+import math
+import operator
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -46,6 +48,14 @@ class Cells(targets.Target):
         return self.choose(output.detach()[0]).to(output.dtype).expand_as(output)
 
 
+def number_of(value: Any) -> int | None:
+    """Return an integer, numpy's and torch's as well, None for anything else."""
+    try:
+        return operator.index(value)
+    except TypeError:
+        return None
+
+
 def without_contrast(explainer: Any, contrastive: bool) -> None:
     """Raise InputError if a logit against others is asked for where there is no such thing."""
     if contrastive:
@@ -63,10 +73,13 @@ def class_index(explainer: Any, wanted: Any) -> int:
     InputError
         If there is none.
     """
-    names = explainer.labels
-    if isinstance(wanted, int) and (not names or wanted in names):
-        return wanted
-    found = [index for index, name in names.items() if str(wanted) in (str(index), name)]
+    names, number = explainer.labels, number_of(wanted)
+    if number is not None and (not names or number in names):
+        return number
+    found = [index for index, name in names.items() if str(wanted) == name]
+    found = found or [index for index in names if str(wanted) == str(index)]
+    if not names and str(wanted).isdigit():
+        return int(wanted)
     # names of ImageNet's classes have synonyms
     found = found or [index for index, name in names.items() if str(wanted) in name.split(", ")]
     if not found:
@@ -105,8 +118,11 @@ def token_index(tokenizer: Any, word: Any) -> int:
     InputError
         If the word is not one token.
     """
-    if isinstance(word, int) and 0 <= word < len(tokenizer):
-        return word
+    number = number_of(word)
+    if number is not None:
+        if not 0 <= number < len(tokenizer):
+            raise InputError(f"got the target {number}, expected a token from 0 to {len(tokenizer) - 1}, or a word")
+        return number
     word = str(word)
     if word[:1] == "#" and word[1:].isdigit() and int(word[1:]) < len(tokenizer):
         return int(word[1:])
@@ -223,6 +239,8 @@ def region_target(explainer: Any, reading: Reading, wanted: Any, contrastive: bo
     A box is ``(left, top, right, bottom)``, a pixel ``(x, y)``, both in the image that was given.
     """
     without_contrast(explainer, contrastive)
+    if isinstance(wanted, (tuple, list)) and len(wanted) != 2:
+        raise InputError(f"got the target {wanted!r}, expected a class, or (class, (left, top, right, bottom))")
     label, place = wanted if isinstance(wanted, (tuple, list)) else (wanted, None)
     index = None if label is None else class_index(explainer, label)
     height, width = reading.about["size"]
@@ -235,9 +253,10 @@ def region_target(explainer: Any, reading: Reading, wanted: Any, contrastive: bo
         else:
             box = [*place, place[0] + 1, place[1] + 1] if len(place) == 2 else place
             scale = (logits.shape[2] / width, logits.shape[1] / height) * 2
-            left, top, right, bottom = (round(side * factor) for side, factor in zip(box, scale, strict=True))
+            left, top, right, bottom = (side * factor for side, factor in zip(box, scale, strict=True))
             region = torch.zeros_like(chosen, dtype=torch.bool)
-            region[top : max(bottom, top + 1), left : max(right, left + 1)] = True
+            # every cell that has a part of it
+            region[math.floor(top) : math.ceil(bottom), math.floor(left) : math.ceil(right)] = True
         if not bool(region.any()):
             raise InputError(
                 f"got the class {explainer.labels.get(number, number)!r}, which the model sees nowhere; expected "
@@ -309,8 +328,9 @@ def object_label(explainer: Any, reading: Reading, places: Places) -> str:
 def text_target(explainer: Any, reading: Reading, wanted: Any, contrastive: bool) -> targets.Target:
     """Return the target of one of the texts that an image may show."""
     labels = reading.about["labels"]
-    if wanted is None or (isinstance(wanted, int) and 0 <= wanted < len(labels)):
-        return pick(wanted, contrastive)
+    number = number_of(wanted)
+    if wanted is None or (number is not None and 0 <= number < len(labels)):
+        return pick(number, contrastive)
     if wanted not in labels:
         raise InputError(f"got the target {wanted!r}, expected one of the texts; {nearest(str(wanted), labels)}")
     return pick(labels.index(wanted), contrastive)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -135,7 +136,8 @@ class Explainer:
         reading = self.task.read(self, *given)
         ids = reading.batch.get("input_ids")
         if ids is not None:
-            check_length(ids.shape[1], limit_of(self.model, self.tokenizer), self.name)
+            for name in {"input_ids", "other_ids"} & reading.batch.keys():
+                check_length(reading.batch[name].shape[1], limit_of(self.model, self.tokenizer), self.name)
         chosen = target if isinstance(target, Target) else self.task.target(self, reading, target, contrastive)
         batch = moved(reading.batch, self.model, self.device)
         with warnings.catch_warnings(record=True) as caught:
@@ -178,7 +180,7 @@ class Explainer:
             Another answer: what is explained is why the model gives this one rather than that.
         max_new_tokens : int, optional
             How long an answer is generated (default 64, or as many as there is room for).
-        rows : {"sentence", "token", "word", "answer"}, optional
+        rows : {"sentence", "token", "word", "line", "answer"}, optional
             What has a row, and a backward pass, of its own. ``"answer"`` is one for the whole answer, ``"token"`` the
             matrix of the answer's and the prompt's tokens.
         target : type of Target, optional
@@ -217,10 +219,11 @@ class Explainer:
         """Raise InputError if an image is given to a model of texts, or a text to one of images."""
         first, takes = (given or (None,))[0], self.task.gives
         is_image = isinstance(first, (Path, Image.Image))
-        is_text = isinstance(first, str) and "text" not in takes and not Path(first).exists()
+        is_text = isinstance(first, str) and "text" not in takes and not os.path.isfile(first)
         if (is_image and "image" not in takes and "audio" not in takes) or is_text:
             what = "a text" if is_text else "an image"
-            raise InputError(f"got {what} for {self.name!r}, a {type(self.model).__name__}; expected {takes}")
+            file = f"; there is no file {first!r}" if is_text else ""
+            raise InputError(f"got {what} for {self.name!r}, a {type(self.model).__name__}; expected {takes}{file}")
 
     def attribute(
         self, batch: Mapping[str, Any], target: Target, arguments: tuple[str, ...], output: str | None = None
@@ -246,7 +249,7 @@ class Explainer:
         except InputError:
             raise
         # what a model refuses, and what the rules do not know, is said by what they raise
-        except (RuntimeError, TypeError, ValueError, KeyError, NotImplementedError) as error:
+        except (RuntimeError, TypeError, ValueError, LookupError, NotImplementedError) as error:
             raise InputError(f"{self.name!r} cannot explain this: {first_line(str(error))}") from error
 
     def row(self, reading: Reading, output: Any, target: Target, batch: Mapping[str, Any]) -> Row:

@@ -22,11 +22,11 @@ if TYPE_CHECKING:
 
 Unit = str | Mapping[str, Span]
 
-#: Formats of :meth:`Explanation.save`: data, a page, pictures.
 #: How much of an answer a title has.
 LONGEST = 80
 #: How many channels are drawn as a curve each.
 MOST_CURVES = 7
+#: Formats of :meth:`Explanation.save`: data, a page, pictures.
 DATA, PAGE, PICTURES = (".json", ".safetensors"), (".html",), (".png", ".pdf", ".svg")
 
 
@@ -143,21 +143,24 @@ class Explanation:
         Raises
         ------
         InputError
-            If there is no answer, or its rows are not its tokens while a finer unit than theirs is asked for.
+            If there is no answer, or a row is not inside of one unit.
         """
         if self.answer is None:
             raise InputError("got units of an answer for an explanation without one; expected Explainer.answer")
         spans = tuple(row.span or (0, 0) for row in self.rows)
         labels = tuple(row.label for row in self.rows)
         found = Text(self.answer.text, labels, spans, (False,) * len(spans)).groups(unit)
-        if len(found) < len(self.rows) or len(self.rows) == 1:
-            return found
-        wanted = len(self.answer.groups(unit))
-        if wanted > len(self.rows):
-            raise InputError(
-                f"got {unit!r}, of which the answer has {wanted}, for {len(self.rows)} rows; expected "
-                'coarser units, or answer(..., rows="token")'
-            )
+        _, units = self.answer.units(unit)
+        for start, end in spans:
+            whole = self.answer.text[start:end].strip()
+            start = self.answer.text.find(whole, start)
+            end = start + len(whole)
+            # a row of several units, or of a part of one, cannot be shared out among them
+            if any(first < end and last > start and not (first <= start and last >= end) for first, last in units):
+                raise InputError(
+                    f"got {unit!r} for rows such as {whole!r}, which has a part of such a unit, or several; expected "
+                    'coarser units, or answer(..., rows="token")'
+                )
         return found
 
     def shares(self) -> dict[str, float]:
@@ -166,9 +169,9 @@ class Explanation:
         What is left went to biases, positions and other constants, or was kept by a rule. All of it adds up to
         :attr:`value`.
         """
-        found = {part.name: float(part.relevance.sum()) for part in self.parts}
+        found = {part.name: float(part.relevance.sum(dtype=np.float64)) for part in self.parts}
         if self.answer is not None:
-            found[self.answer.name] = float(self.answer.relevance.sum())
+            found[self.answer.name] = float(self.answer.relevance.sum(dtype=np.float64))
         return {**found, "everything else": self.value - sum(found.values())}
 
     def minus(self, other: Explanation) -> Explanation:
@@ -283,7 +286,9 @@ class Explanation:
                 f"got texts that differ in {lost[0]!r}, expected explanations of one text; those of other case "
                 "or accents can be compared by spans of characters"
             )
-        titles = list(names) if names is not None else [explanation.title() for explanation in every]
+        titles = distinct(names if names is not None else (explanation.title() for explanation in every))
+        if len(titles) != len(every):
+            raise InputError(f"got {len(titles)} names for {len(every)} explanations, expected one for each")
         rows = {title: np.array([side[key] for key in shown]) for title, side in zip(titles, sides, strict=True)}
         return heatmap.tokens([f" {key.split('#')[0]}" for key in shown], rows, shared=False)
 
@@ -340,8 +345,8 @@ class Explanation:
         text = self.text_part()
         names, groups = zip(*text.groups(unit), strict=True)
         columns = {
-            row.label.strip() or f"row {number}": [float(relevance[indices].sum()) for indices in groups]
-            for number, (row, relevance) in enumerate(zip(self.rows, text.relevance, strict=True))
+            label: [float(relevance[indices].sum()) for indices in groups]
+            for label, relevance in zip(distinct(row.label.strip() for row in self.rows), text.relevance, strict=True)
         }
         return pandas.DataFrame(columns, index=pandas.Index(names, name=unit if isinstance(unit, str) else "span"))
 

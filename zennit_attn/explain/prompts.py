@@ -94,7 +94,7 @@ def source_of(explainer: Any, given: Any, documents: Any, image: Any) -> Source:
 
 def beginning(explainer: Any) -> list[int]:
     """Return the tokens that a decoder begins with."""
-    own = getattr(explainer.tokenizer, "prefix_tokens", None)
+    own = getattr(explainer.tokenizer, "prefix_tokens", None) if explainer.task.name == "speech to text" else None
     start = explainer.model.config.decoder_start_token_id
     if start is None:
         start = explainer.model.generation_config.decoder_start_token_id
@@ -127,8 +127,9 @@ def with_image(explainer: Any, given: Given, documents: Any, image: Any) -> Sour
             "(1, channels, height, width): explain it in Python, with zennit_attn.InputXGradient"
         )
     prompt = text_of(explainer.tokenizer, ids, "prompt")
-    spoken_by = () if isinstance(given, str) else spoken(prompt.text, given)
-    prompt = replace(prompt, segments=(*spoken_by, *placed(prompt.text, named(documents))))
+    said = () if isinstance(given, str) else spoken(prompt.text, [*before, last])
+    place = said[-1].span[0] if said else 0
+    prompt = replace(prompt, segments=(*said, *placed(prompt.text, named(documents), place)))
     return Source(ids, "input_ids", prompt, batch, {"pixel_values": shown(pixels[0])})
 
 
@@ -136,6 +137,8 @@ def named(documents: Sequence[str] | Mapping[str, str] | None) -> dict[str, str]
     """Return documents by their names, or by their numbers."""
     if isinstance(documents, Mapping):
         return dict(documents)
+    if isinstance(documents, str):
+        raise InputError(f"got the documents {documents!r}, expected a list of texts, or texts by name")
     return {f"document {number}": text for number, text in enumerate(documents or (), 1)}
 
 
@@ -163,7 +166,8 @@ def prompt_of(tokenizer: Any, given: Given, documents: Sequence[str] | Mapping[s
         text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
     # what is rendered has its special tokens, and would get them twice
     batch, read = encoded(tokenizer, text, special=not is_rendered)
-    read = replace(read, name="prompt", segments=(*spoken(read.text, messages), *placed(read.text, texts)))
+    said = spoken(read.text, messages)
+    read = replace(read, name="prompt", segments=(*said, *placed(read.text, texts, said[-1].span[0] if said else 0)))
     return Source(batch["input_ids"][0].tolist(), prompt=read, special=not is_rendered)
 
 
@@ -181,7 +185,7 @@ def checked(messages: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     InputError
         If there are none, or one has no role or no text.
     """
-    if not messages:
+    if not messages or isinstance(messages, Mapping):
         raise InputError('got no messages, expected some, as [{"role": "user", "content": "..."}]')
     for message in messages:
         if not isinstance(message, Mapping) or not isinstance(message.get("content"), str) or "role" not in message:
@@ -202,26 +206,27 @@ def with_documents_before(messages: list[dict[str, Any]], documents: Mapping[str
 
 def spoken(text: str, messages: Sequence[Mapping[str, Any]]) -> tuple[Segment, ...]:
     """Return where the messages are in a text that a template made of them."""
-    found, place = [], 0
-    for message in messages:
+    found, place = [], len(text)
+    # from the end, as templates may begin with words of their own
+    for message in reversed(messages):
         # templates trim
         content = message["content"].strip()
-        start = text.find(content, place)
+        start = text.rfind(content, 0, place)
         if content and start >= 0:
-            place = start + len(content)
-            found.append(Segment("message", str(message["role"]), (start, place)))
-    return tuple(found)
+            found.append(Segment("message", str(message["role"]), (start, start + len(content))))
+            place = start
+    return tuple(found[::-1])
 
 
-def placed(text: str, documents: Mapping[str, str]) -> tuple[Segment, ...]:
-    """Return where documents are in a text.
+def placed(text: str, documents: Mapping[str, str], place: int = 0) -> tuple[Segment, ...]:
+    """Return where documents are in a text, from a place on.
 
     Raises
     ------
     InputError
         If one is not there as it was given.
     """
-    found, place = [], 0
+    found = []
     for name, content in documents.items():
         body = content.strip()
         start = text.find(body, place)

@@ -140,15 +140,42 @@ def image_of(given: Any) -> Image.Image:
     if isinstance(given, (str, Path)):
         return image_in(Path(given))
     if isinstance(given, Tensor):
-        given = given.detach().cpu().numpy()
+        given = given.detach().cpu().float().numpy() if given.is_floating_point() else given.cpu().numpy()
     if isinstance(given, np.ndarray):
-        values = given.transpose(1, 2, 0) if given.ndim == 3 and given.shape[0] in (1, 3) else given
-        if values.dtype != np.uint8:
-            values = (values.clip(0, 1) * 255).round().astype(np.uint8)
-        given = Image.fromarray(values.squeeze(-1) if values.ndim == 3 and values.shape[-1] == 1 else values)
+        given = image_of_array(given)
     if not isinstance(given, Image.Image):
         raise InputError(f"got {type(given).__name__} as an image, expected a file, an image of Pillow, or an array")
-    return ImageOps.exif_transpose(given).convert("RGB")
+    return in_colour(given)
+
+
+def in_colour(image: Image.Image) -> Image.Image:
+    """Return an image upright and in RGB."""
+    image = ImageOps.exif_transpose(image)
+    if image.mode.startswith("I;16"):
+        # Pillow would cut off what is above 255
+        image = Image.fromarray((np.asarray(image) // 257).astype(np.uint8))
+    return image.convert("RGB")
+
+
+def image_of_array(given: np.ndarray[Any, Any]) -> Image.Image:
+    """Return the image of an array, of integers up to 255 or of numbers up to 1, with channels first or last.
+
+    Raises
+    ------
+    InputError
+        If it has another shape, or other numbers.
+    """
+    values = given.transpose(1, 2, 0) if given.ndim == 3 and given.shape[0] in (1, 3, 4) else given
+    most = 255 if np.issubdtype(values.dtype, np.integer) else 1
+    is_image = values.ndim == 2 or (values.ndim == 3 and values.shape[-1] in (1, 3, 4))
+    if not is_image or values.size == 0 or values.min() < 0 or values.max() > most:
+        span = f"{values.min()} to {values.max()}" if values.size else "nothing"
+        raise InputError(
+            f"got an array of {values.dtype} of shape {given.shape} with {span} as an image; expected integers from 0 "
+            "to 255, or numbers from 0 to 1, of shape (height, width) with 1, 3 or 4 channels before or after"
+        )
+    values = (values * (255 / most)).round().astype(np.uint8)
+    return Image.fromarray(values.squeeze(-1) if values.ndim == 3 and values.shape[-1] == 1 else values)
 
 
 def image_in(path: Path) -> Image.Image:
@@ -161,7 +188,7 @@ def image_in(path: Path) -> Image.Image:
     """
     try:
         with Image.open(path) as image:
-            return ImageOps.exif_transpose(image).convert("RGB")
+            return in_colour(image)
     # Pillow's readers raise SyntaxError and ValueError, too
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise InputError(

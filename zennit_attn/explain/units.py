@@ -108,8 +108,11 @@ def owners(text: str, tokens: Sequence[Span], units: Sequence[Span]) -> np.ndarr
 def distinct(names: Iterable[str]) -> list[str]:
     """Return names of which none is there twice: the second ``the`` is ``the#2``."""
     seen: dict[str, int] = {}
-    found = []
+    found: dict[str, None] = {}
     for name in names:
-        seen[name] = seen.get(name, 0) + 1
-        found.append(name if seen[name] == 1 else f"{name}#{seen[name]}")
-    return found
+        made = name
+        while made in found:
+            seen[name] = seen.get(name, 1) + 1
+            made = f"{name}#{seen[name]}"
+        found[made] = None
+    return list(found)

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.autograd import Function
 from zennit.core import RemovableHandleList, Stabilizer
 
-from ..engine.functions import Enter, Leave, Scale
+from ..engine.functions import Enter, Leave, Scale, unwritten
 from ..engine.gates import mixed
 from ..engine.linear import AbsoluteProduct, SignedProduct, linear_kind, linear_map
 from ..engine.norms import wide
@@ -35,7 +35,7 @@ class Share(Function):
     @staticmethod
     def forward(ctx: Any, output: Tensor, input: Tensor, module: Any, rule: LinearRule, *products: Tensor) -> Tensor:
         ctx.module, ctx.rule, ctx.weight = module, rule, module.weight
-        ctx.save_for_backward(input, *rule.ratios(module, output, *products))
+        ctx.save_for_backward(unwritten(input), *rule.ratios(module, output, *products))
         return output.detach()
 
     @staticmethod
