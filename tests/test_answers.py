@@ -10,6 +10,7 @@ import pytest
 import readers
 import torch
 import transformers
+from tokenizers import AddedToken
 
 from zennit_attn import AttnLRPComposite, Explainer, Explanation, InputXGradient, targets
 from zennit_attn.errors import InputError
@@ -28,9 +29,16 @@ def explainer():
     return explainer_of(readers.byte_level())
 
 
-def explainer_of(tokenizer):
+def explainer_of(tokenizer, **changes):
     torch.manual_seed(0)
-    config = {**models.SMALL, "vocab_size": 400, "num_hidden_layers": 2, "eos_token_id": 2, "bos_token_id": 0}
+    config = {
+        **models.SMALL,
+        "vocab_size": 400,
+        "num_hidden_layers": 2,
+        "eos_token_id": 2,
+        "bos_token_id": 0,
+        **changes,
+    }
     return Explainer(models.scramble(transformers.LlamaForCausalLM(transformers.LlamaConfig(**config))), tokenizer)
 
 
@@ -216,6 +224,40 @@ def test_an_encoder_decoder_answers_from_its_encoder():
     # one call does it, too
     again = Explainer(model, tokenizer)("Who is Clara?")
     assert (again.task, again.parts[0].text) == ("answer", "Who is Clara?")
+
+
+def test_an_answer_that_has_to_begin_with_a_token():
+    sizes = {"vocab_size": 400, "d_model": 24, "encoder_layers": 1, "decoder_layers": 1, "encoder_attention_heads": 2}
+    sizes |= {"decoder_attention_heads": 2, "encoder_ffn_dim": 48, "decoder_ffn_dim": 48, "max_position_embeddings": 64}
+    ids = {
+        "bos_token_id": 0,
+        "pad_token_id": 3,
+        "eos_token_id": 2,
+        "decoder_start_token_id": 2,
+        "forced_bos_token_id": 0,
+    }
+    model = models.scramble(transformers.BartForConditionalGeneration(transformers.BartConfig(**sizes, **ids))).eval()
+    # no other token of the tokenizer's own
+    model.final_logits_bias[:, :4] = -100.0
+    model.generation_config.forced_bos_token_id = 0
+    explainer = Explainer(model, readers.byte_level(chat=False))
+    explanation = explainer.answer("Who is Clara?", rows="token", max_new_tokens=4)
+    assert "<s>" not in explanation.answer.text
+    ids = [row.index for row in explanation.rows]
+    batch = {"input_ids": explainer.tokenizer("Who is Clara?", return_tensors="pt")["input_ids"]}
+    logits = model(**batch, decoder_input_ids=torch.tensor([[2, 0, *ids]])).logits[0].detach()
+    assert [row.logit for row in explanation.rows] == pytest.approx(
+        [float(logits[1 + number, index]) for number, index in enumerate(ids)], abs=1e-5
+    )
+
+
+def test_special_tokens_without_a_name_are_special():
+    tokenizer = readers.byte_level()
+    tokenizer.add_tokens([AddedToken("<|eot|>", special=True)])
+    explainer = explainer_of(tokenizer, vocab_size=len(tokenizer))
+    (prompt,) = explainer.answer("<|eot|>Who is Clara?<|eot|>", "Clara").parts
+    # it is rendered: no beginning of its own is put before it
+    assert [token for token, own in zip(prompt.tokens, prompt.special, strict=True) if own] == ["<|eot|>"] * 2
 
 
 def test_speech_is_heard(tmp_path):

@@ -408,6 +408,21 @@ def test_numbers_of_numpy_and_torch_are_numbers():
             explainer(*given, target=number)
 
 
+def test_an_encoder_that_pools_otherwise_is_refused(tmp_path):
+    model, tokenizer, given, _ = text_models()["similarity"]
+    for saved in (model, tokenizer):
+        saved.save_pretrained(tmp_path)
+    (tmp_path / "1_Pooling").mkdir()
+    for mean in (True, False):
+        modes = {"word_embedding_dimension": 24, "pooling_mode_cls_token": not mean, "pooling_mode_mean_tokens": mean}
+        (tmp_path / "1_Pooling" / "config.json").write_text(json.dumps(modes), encoding="utf-8")
+        if mean:
+            assert Explainer(tmp_path)(*given).task == "similarity"
+        else:
+            with pytest.raises(InputError, match="with pooling_mode_cls_token"):
+                Explainer(tmp_path)
+
+
 def test_what_is_not_known_is_said():
     with pytest.raises(InputError, match="without a reader, expected its AutoTokenizer"):
         Explainer(text_models()["next token"][0])

@@ -16,7 +16,7 @@ from ..targets import Answer, Each, Label, Target
 from .explanation import Explanation
 from .parts import Row, Text
 from .prompts import Source, source_of
-from .reading import check_length, limit_of, moved, readable, shared_out, specials, text_of
+from .reading import check_length, limit_of, moved, readable, shared_out, special_ids, specials, text_of
 from .tasks import ANSWERING
 
 #: Whatever a model's own settings say.
@@ -129,7 +129,8 @@ def generated(explainer: Any, source: Source, count: int) -> list[int]:
         found = explainer.model.generate(**given, max_new_tokens=count, pad_token_id=padding, **GREEDY)
     new = [int(token) for token in found[0].tolist()]
     new = new[len(source.prefix) :] if new[: len(source.prefix)] == source.prefix else new
-    while new and new[-1] in explainer.tokenizer.all_special_ids:
+    own = special_ids(explainer.tokenizer)
+    while new and new[-1] in own:
         new.pop()
     if not new:
         raise InputError("the model answered nothing; expected an answer: give one, or another prompt")

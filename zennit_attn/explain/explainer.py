@@ -26,6 +26,7 @@ from .loading import TIMM, TORCHVISION, first_line
 from .parts import Row, Text
 from .reading import Reading, check_length, limit_of, moved, shared_out, text_of
 from .tasks import IMAGE_CLASSIFICATION, Task, task_of
+from .wrapping import Similarity
 
 
 class Explainer:
@@ -319,6 +320,8 @@ def loaded(name: str, device_map: Any) -> tuple[Any, Any, Task, Mapping[int, str
         model, transform, names = loading.torchvision_model(name.removeprefix(TORCHVISION))
         return model, transform, IMAGE_CLASSIFICATION, None if names is None else dict(enumerate(names))
     task = task_of_config(loading.load(transformers.AutoConfig, name), name)
+    if task.wrap is Similarity:
+        loading.check_pooling(name)
     options = {} if device_map is None else {"device_map": device_map}
     model = loading.load(getattr(transformers, task.loader), name, **options)
     reader = loading.load(getattr(transformers, task.reader), name) if task.reader else None

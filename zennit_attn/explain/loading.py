@@ -11,9 +11,11 @@ import importlib.util
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import torch
+import transformers
 
 from ..composites.configuration import load_composite
 from ..composites.transformer import TransformerComposite
@@ -180,6 +182,19 @@ def torchvision_model(name: str, empty: bool = False) -> tuple[Any, Any, list[st
         else:
             model = torchvision.models.get_model(name, weights=weights)
     return model, weights.transforms(), list(weights.meta.get("categories", ())) or None
+
+
+def check_pooling(name: str) -> None:
+    """Raise InputError if an encoder of sentences says that it takes another than the mean of its hidden states."""
+    quiet = {"_raise_exceptions_for_missing_entries": False, "_raise_exceptions_for_connection_errors": False}
+    file = transformers.utils.hub.cached_file(name, "1_Pooling/config.json", **quiet)
+    content = {} if file is None else json.loads(Path(file).read_text(encoding="utf-8"))
+    modes = [key for key, value in content.items() if key.startswith("pooling_mode") and value is True]
+    if modes not in ([], ["pooling_mode_mean_tokens"]):
+        raise InputError(
+            f"got the model {name!r} with {' and '.join(modes)}, expected pooling_mode_mean_tokens: "
+            "put a module around it that pools in its own way, and explain that with zennit_attn.InputXGradient"
+        )
 
 
 def digest_of(model: torch.nn.Module) -> str:

@@ -15,7 +15,7 @@ import torch
 
 from ..errors import InputError
 from .parts import Part, Segment, Text
-from .reading import encoded, image_of, read_audio, shown, text_of
+from .reading import encoded, image_of, read_audio, shown, special_ids, text_of
 
 Given = str | Sequence[Mapping[str, Any]]
 
@@ -98,7 +98,9 @@ def beginning(explainer: Any) -> list[int]:
     start = explainer.model.config.decoder_start_token_id
     if start is None:
         start = explainer.model.generation_config.decoder_start_token_id
-    return [int(token) for token in own] if own else [int(start)]
+    # what every answer is made to begin with, as BART's
+    forced = explainer.model.generation_config.forced_bos_token_id
+    return [int(token) for token in own] if own else [int(start), *([] if forced is None else [int(forced)])]
 
 
 def with_image(explainer: Any, given: Given, documents: Any, image: Any) -> Source:
@@ -174,7 +176,8 @@ def prompt_of(tokenizer: Any, given: Given, documents: Sequence[str] | Mapping[s
 def markers(tokenizer: Any) -> list[str]:
     """Return the special tokens by which a text shows that it is rendered already."""
     unknown = getattr(tokenizer, "unk_token", None)
-    return [token for token in tokenizer.all_special_tokens if token != unknown and len(token) > 1]
+    tokens = tokenizer.convert_ids_to_tokens(sorted(special_ids(tokenizer)))
+    return [token for token in tokens if token != unknown and len(token) > 1]
 
 
 def checked(messages: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:

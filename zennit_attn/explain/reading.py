@@ -96,9 +96,15 @@ def readable(tokenizer: Any, ids: Sequence[int]) -> tuple[str, ...]:
     return tuple(heatmap.clean_tokens(tokenizer.convert_ids_to_tokens(list(ids)), tokenizer))
 
 
+def special_ids(tokenizer: Any) -> set[int]:
+    """Return the tokens that are the tokenizer's own, those of a chat that have no name among them."""
+    added = getattr(tokenizer, "added_tokens_decoder", {})
+    return {*tokenizer.all_special_ids, *(index for index, token in added.items() if token.special)}
+
+
 def specials(tokenizer: Any, ids: Sequence[int]) -> tuple[bool, ...]:
     """Return which tokens are the tokenizer's own."""
-    own = set(tokenizer.all_special_ids)
+    own = special_ids(tokenizer)
     return tuple(token in own for token in ids)
 
 
