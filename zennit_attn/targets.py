@@ -224,7 +224,24 @@ class Labels(Target):
         return weights
 
 
-class Contrastive(Target):
+class Chosen(Target):
+    """Base of the targets that set a class, or that of the largest logit, against others."""
+
+    given = {"label": "label"}
+
+    def __init__(
+        self, label: Index | None = None, position: Index | None = None, attention_mask: Tensor | None = None
+    ) -> None:
+        super().__init__(position, attention_mask)
+        self.label = label
+
+    def chosen(self, logits: Tensor) -> Tensor:
+        """Return one at the chosen class."""
+        target: Target = MaxLogit() if self.label is None else Label(self.label)
+        return target.of_classes(logits)
+
+
+class Contrastive(Chosen):
     """A logit against all others: weight 1 for the chosen one, ``-1/N`` for each of the N others.
 
     A constant added to all logits changes nothing that a language model says, and nothing here; the sign of a plain
@@ -238,24 +255,15 @@ class Contrastive(Target):
         See :class:`Target`.
     """
 
-    given = {"label": "label"}
-
-    def __init__(
-        self, label: Index | None = None, position: Index | None = None, attention_mask: Tensor | None = None
-    ) -> None:
-        super().__init__(position, attention_mask)
-        self.label = label
-
     def of_classes(self, logits: Tensor) -> Tensor:
         """Return 1 at the chosen class, ``-1/N`` elsewhere."""
-        chosen: Target = MaxLogit() if self.label is None else Label(self.label)
         others = logits.shape[1] - 1
         if not others:
             raise ValueError("Contrastive got an output of one class, expected others to set it against: use MaxLogit")
-        return chosen.of_classes(logits) * (1 + 1 / others) - 1 / others
+        return self.chosen(logits) * (1 + 1 / others) - 1 / others
 
 
-class LogProb(Target):
+class LogProb(Chosen):
     """The logarithm of a class's probability: weights ``e_k - p``, the gradient of ``log_softmax(z)_k``.
 
     What is shared out is ``z_k - Σ p z = log p_k + H(p)``, the log-probability plus the entropy: of a sure choice the
@@ -276,18 +284,9 @@ class LogProb(Target):
     tensor([[ 0.5000, -0.5000]])
     """
 
-    given = {"label": "label"}
-
-    def __init__(
-        self, label: Index | None = None, position: Index | None = None, attention_mask: Tensor | None = None
-    ) -> None:
-        super().__init__(position, attention_mask)
-        self.label = label
-
     def of_classes(self, logits: Tensor) -> Tensor:
         """Return one at the class, less the probabilities."""
-        chosen: Target = MaxLogit() if self.label is None else Label(self.label)
-        return chosen.of_classes(logits) - logits.softmax(-1)
+        return self.chosen(logits) - logits.softmax(-1)
 
 
 class Answer(Target):
