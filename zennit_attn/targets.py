@@ -345,8 +345,12 @@ class Answer(Target):
         first = output.shape[1] - len(self.tokens)
         weights = torch.zeros_like(output)
         for number in among:
-            logits = output.detach()[:, first + number]
-            weights[:, first + number] = self.kind(self.tokens[number]).of_classes(logits)
+            weights[:, first + number] = self.of_token(number, output.detach()[:, first + number])
+        return weights
+
+    def of_token(self, number: int, logits: Tensor) -> Tensor:
+        """Return the weights of one token, given the logits that predict it, of shape ``(batch, classes)``."""
+        weights: Tensor = self.kind(self.tokens[number]).of_classes(logits)
         return weights
 
 

@@ -88,10 +88,7 @@ def of_ids(
     # a batch of one sample, after the rows where there are several
     found = {name: values[:, 0] if len(chosen) > 1 else values for name, values in relevance.items()}
     logits = output.logits.detach()[:, -len(ids) :]
-    made = [
-        row_of(said, ids, indices, each.weights(logits), logits)
-        for (_, indices), each in zip(groups, chosen, strict=True)
-    ]
+    made = [row_of(said, indices, each, logits) for (_, indices), each in zip(groups, chosen, strict=True)]
     values = found[source.argument].detach().cpu().numpy()
     # the last token was not read: nothing went there
     inside = np.concatenate([values[:, len(source.prefix) :], np.zeros((len(chosen), 1), values.dtype)], 1)
@@ -102,15 +99,16 @@ def of_ids(
     return Explanation("answer", tuple(parts), tuple(made), replace(said, name="answer").with_relevance(inside), about)
 
 
-def row_of(said: Text, ids: list[int], indices: list[int], weights: torch.Tensor, logits: torch.Tensor) -> Row:
+def row_of(said: Text, indices: list[int], target: Answer, logits: torch.Tensor) -> Row:
     """Return what is explained of some tokens of an answer."""
     spans = [said.spans[index] for index in indices]
     span = (min(start for start, _ in spans), max(end for _, end in spans))
     label = said.text[slice(*span)] or said.tokens[indices[0]]
-    value = float((weights.double() * logits.double()).sum())
+    predicted = [(target.of_token(index, logits[:, index]), logits[:, index]) for index in indices]
+    value = sum(float((weights.double() * there.double()).sum()) for weights, there in predicted)
     if len(indices) > 1:
         return Row(label, value, span=span)
-    index = ids[indices[0]]
+    index = target.tokens[indices[0]]
     return Row(label, value, index, float(logits[0, indices[0], index]), span)
 
 
