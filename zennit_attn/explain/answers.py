@@ -14,8 +14,10 @@ from ..errors import InputError
 from ..hints import nearest
 from ..targets import Answer, Each, Label, Target
 from .explanation import Explanation
+from .loading import first_line
 from .parts import Row, Text
 from .prompts import Source, source_of
+from .questions import Question
 from .reading import check_length, limit_of, moved, readable, shared_out, special_ids, specials, text_of
 from .tasks import ANSWERING
 
@@ -68,35 +70,42 @@ def explain(
             said = answered(explainer.tokenizer, source.prefix, ids)
         else:
             ids, said = taken(explainer.tokenizer, source, answer)
-        found = of_ids(explainer, source, ids, said, rows if instead is None else "answer", kind or Label, chunk)
-        if instead is not None:
-            other_ids, other = taken(explainer.tokenizer, source, instead)
-            found = found.minus(of_ids(explainer, source, other_ids, other, "answer", kind or Label, chunk))
-    return replace(found, warnings=explainer.messages(caught, torch.tensor([*source.prefix, *ids])))
+    asked = of_ids(explainer, source, ids, said, rows if instead is None else "answer", kind or Label, chunk)
+    (found,) = explainer.explain([asked])
+    if instead is not None:
+        other_ids, other = taken(explainer.tokenizer, source, instead)
+        (rather,) = explainer.explain([of_ids(explainer, source, other_ids, other, "answer", kind or Label, chunk)])
+        found = found.minus(rather)
+    messages = [first_line(str(item.message)) for item in caught]
+    return replace(found, warnings=tuple(dict.fromkeys([*messages, *found.warnings])))
 
 
 def of_ids(
     explainer: Any, source: Source, ids: list[int], said: Text, rows: str, kind: type[Target], chunk: int
-) -> Explanation:
-    """Explain the tokens of an answer, in rows."""
+) -> Question:
+    """Return the question for the tokens of an answer, in rows."""
     check_length(len(source.prefix) + len(ids), limit_of(explainer.model, explainer.tokenizer), explainer.name)
     groups = [("", list(range(len(ids))))] if rows == "answer" else said.groups(rows)
     chosen = [Answer(ids, kind, indices) for _, indices in groups]
-    batch = moved(source.arguments(ids, explainer.model), explainer.model, explainer.device)
     target = Each(chosen, chunk) if len(chosen) > 1 else chosen[0]
-    output, relevance = explainer.attribute(batch, target, (source.argument, *source.parts))
-    # a batch of one sample, after the rows where there are several
-    found = {name: values[:, 0] if len(chosen) > 1 else values for name, values in relevance.items()}
-    logits = output.logits.detach()[:, -len(ids) :]
-    made = [row_of(said, indices, each, logits) for (_, indices), each in zip(groups, chosen, strict=True)]
-    values = found[source.argument].detach().cpu().numpy()
-    # the last token was not read: nothing went there
-    inside = np.concatenate([values[:, len(source.prefix) :], np.zeros((len(chosen), 1), values.dtype)], 1)
-    parts = [shared_out(name, part, found[name]) for name, part in source.parts.items()]
-    if source.prompt is not None:
-        parts.insert(0, source.prompt.with_relevance(values[:, : len(source.prefix)]))
     about = explainer.about({"target": kind.__name__, "rows": rows})
-    return Explanation("answer", tuple(parts), tuple(made), replace(said, name="answer").with_relevance(inside), about)
+    unknown = explainer.unknown(torch.tensor([*source.prefix, *ids]))
+
+    def finish(output: torch.Tensor, relevance: Mapping[str, torch.Tensor]) -> Explanation:
+        # a batch of one sample, after the rows where there are several
+        found = {name: values[:, 0] if len(chosen) > 1 else values for name, values in relevance.items()}
+        logits = output[:, -len(ids) :]
+        made = [row_of(said, indices, each, logits) for (_, indices), each in zip(groups, chosen, strict=True)]
+        values = found[source.argument].detach().cpu().numpy()
+        # the last token was not read: nothing went there
+        inside = np.concatenate([values[:, len(source.prefix) :], np.zeros((len(chosen), 1), values.dtype)], 1)
+        parts = [shared_out(name, part, found[name]) for name, part in source.parts.items()]
+        if source.prompt is not None:
+            parts.insert(0, source.prompt.with_relevance(values[:, : len(source.prefix)]))
+        own = replace(said, name="answer").with_relevance(inside)
+        return Explanation("answer", tuple(parts), tuple(made), own, about, unknown)
+
+    return Question(source.arguments(ids), (source.argument, *source.parts), target, finish, len(ids))
 
 
 def row_of(said: Text, indices: list[int], target: Answer, logits: torch.Tensor) -> Row:

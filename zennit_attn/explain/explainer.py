@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import warnings
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,12 +20,14 @@ from ..attribution import InputXGradient
 from ..composites.configuration import made_with
 from ..composites.transformer import TransformerComposite
 from ..errors import InputError
-from ..targets import Target
+from ..targets import Each, Target
 from . import answers, loading
 from .explanation import Explanation
 from .loading import TIMM, TORCHVISION, first_line
 from .parts import Row, Text
-from .reading import Reading, check_length, limit_of, moved, shared_out, text_of
+from .prompts import takes
+from .questions import IDS, OfEach, Question, collated, kept
+from .reading import Reading, check_length, limit_of, moved, padding_of, shared_out, text_of
 from .tasks import IMAGE_CLASSIFICATION, Task, task_of
 from .wrapping import Similarity
 
@@ -131,26 +134,78 @@ class Explainer:
         InputError
             If the input or the target does not fit the model, or the model cannot be explained.
         """
+        if self.task.read is None:
+            self.check_kind(given)
+            return self.answered(given, target, contrastive)
+        return self.explain([self.question(*given, target=target, contrastive=contrastive)])[0]
+
+    def question(self, *given: Any, target: Any = None, contrastive: bool = False) -> Question:
+        """Return what a call asks, to be asked with others by :meth:`explain`.
+
+        Parameters
+        ----------
+        *given, target, contrastive
+            As for a call.
+
+        Raises
+        ------
+        InputError
+            If the input or the target does not fit the model.
+        """
         self.check_kind(given)
         if self.task.read is None:
-            return self.answered(given, target, contrastive)
+            raise InputError(f"got a question for {self.task.name}, which answers: expected answer(...)")
         reading = self.task.read(self, *given)
-        ids = reading.batch.get("input_ids")
-        if ids is not None:
-            for name in {"input_ids", "other_ids"} & reading.batch.keys():
-                check_length(reading.batch[name].shape[1], limit_of(self.model, self.tokenizer), self.name)
+        for name in set(IDS) & reading.batch.keys():
+            check_length(reading.batch[name].shape[1], limit_of(self.model, self.tokenizer), self.name)
         chosen = target if isinstance(target, Target) else self.task.target(self, reading, target, contrastive)
-        batch = moved(reading.batch, self.model, self.device)
+        about = self.about({"target": "what the model chose" if target is None else str(target)}, contrastive)
+        last = int(self.task.name == "next token" and not isinstance(target, Target))
+
+        def finish(output: Tensor, relevance: Mapping[str, Tensor]) -> Explanation:
+            row = self.row(reading, output, chosen, None if last else target_mask(self.model, reading.batch))
+            parts = tuple(
+                self.chosen_text(reading, relevance[name], row)
+                if part is None
+                else shared_out(name, part, relevance[name])
+                for name, part in reading.parts.items()
+            )
+            return Explanation(self.task.name, parts, (row,), None, about, self.unknown(reading.batch.get("input_ids")))
+
+        return Question(reading.batch, tuple(reading.parts), chosen, finish, last)
+
+    def explain(self, questions: Sequence[Question]) -> list[Explanation]:
+        """Explain several questions by one forward and one backward pass.
+
+        Parameters
+        ----------
+        questions : sequence of Question
+            What :meth:`question` returned, of one :meth:`~zennit_attn.explain.questions.Question.kind`.
+
+        Raises
+        ------
+        InputError
+            If there is no room for them, or the model cannot be explained.
+        """
+        batch = collated(questions, padding_of(self.tokenizer))
+        positions = kept(questions)
+        if positions and takes(self.model, "logits_to_keep"):
+            batch["logits_to_keep"] = positions
+        batch = moved(batch, self.model, self.device)
+        first = questions[0]
+        own = OfEach(questions, self.model, batch)
+        target = first.target if isinstance(first.target, Each) else own
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
-            output, relevance = self.attribute(batch, chosen, tuple(reading.parts), self.task.output)
-        row = self.row(reading, output, chosen, batch)
-        parts = tuple(
-            self.chosen_text(reading, relevance[name], row) if part is None else shared_out(name, part, relevance[name])
-            for name, part in reading.parts.items()
-        )
-        about = self.about({"target": "what the model chose" if target is None else str(target)}, contrastive)
-        return Explanation(self.task.name, parts, (row,), None, about, self.messages(caught, ids))
+            output, relevance = self.attribute(batch, target, first.arguments, self.task.output)
+        if isinstance(first.target, Each):
+            pieces = [(explained(output, self.task.output).detach(), relevance)]
+        else:
+            logits = explained(output, self.task.output).detach()
+            pieces = [(own.piece(logits, sample), own.relevance(relevance, sample)) for sample in range(len(questions))]
+        messages = [first_line(str(item.message)) for item in caught]
+        found = [question.finish(*piece) for question, piece in zip(questions, pieces, strict=True)]
+        return [replace(each, warnings=tuple(dict.fromkeys([*messages, *each.warnings]))) for each in found]
 
     def answer(
         self,
@@ -253,11 +308,10 @@ class Explainer:
         except (RuntimeError, TypeError, ValueError, LookupError, NotImplementedError) as error:
             raise InputError(f"{self.name!r} cannot explain this: {first_line(str(error))}") from error
 
-    def row(self, reading: Reading, output: Any, target: Target, batch: Mapping[str, Any]) -> Row:
-        """Return what is explained of an output."""
-        tensor = explained(output, self.task.output).detach()
-        weights = target.weights(tensor, target_mask(self.model, batch))[0]
-        logits = tensor[0]
+    def row(self, reading: Reading, output: Tensor, target: Target, mask: Tensor | None) -> Row:
+        """Return what is explained of the output of one sample."""
+        weights = target.weights(output, mask)[0]
+        logits = output[0]
         value = float((weights.double() * logits.double()).sum())
         places = np.argwhere((weights == weights.max()).cpu().numpy()).tolist() if weights.dim() else [[0]]
         label = self.task.label(self, reading, places)
@@ -297,13 +351,12 @@ class Explainer:
             "versions": made_with(None),
         }
 
-    def messages(self, caught: Sequence[warnings.WarningMessage], ids: Tensor | None) -> tuple[str, ...]:
-        """Return what was reported on the way."""
-        found = [first_line(str(item.message)) for item in caught]
-        unknown = None if ids is None else getattr(self.tokenizer, "unk_token_id", None)
-        if unknown is not None and ids is not None and unknown in ids:
-            found.append(f"the model does not know some of the words: it reads {self.tokenizer.unk_token} there")
-        return tuple(dict.fromkeys(found))
+    def unknown(self, ids: Tensor | None) -> tuple[str, ...]:
+        """Return a warning if there are words that the model does not know."""
+        unknown = getattr(self.tokenizer, "unk_token_id", None)
+        if ids is None or unknown is None or unknown not in ids:
+            return ()
+        return (f"the model does not know some of the words: it reads {self.tokenizer.unk_token} there",)
 
 
 def loaded(name: str, device_map: Any) -> tuple[Any, Any, Task, Mapping[int, str] | None]:

@@ -47,7 +47,7 @@ class Source:
     parts: dict[str, Part] = field(default_factory=dict)
     special: bool = False
 
-    def arguments(self, ids: Sequence[int], model: torch.nn.Module) -> dict[str, Any]:
+    def arguments(self, ids: Sequence[int]) -> dict[str, Any]:
         """Return the arguments of the model for an answer, of which the last token is only said, and read by nobody."""
         tokens = torch.tensor([[*self.prefix, *ids[:-1]]])
         batch = {**self.batch, self.argument: tokens, "use_cache": False}
@@ -58,8 +58,6 @@ class Source:
                 batch[name] = torch.nn.functional.pad(value, (0, tokens.shape[1] - value.shape[1]))
         if self.argument == "input_ids":
             batch["attention_mask"] = torch.ones_like(tokens)
-        if takes(model, "logits_to_keep"):
-            batch["logits_to_keep"] = len(ids)
         return batch
 
 

@@ -108,6 +108,13 @@ def specials(tokenizer: Any, ids: Sequence[int]) -> tuple[bool, ...]:
     return tuple(token in own for token in ids)
 
 
+def padding_of(tokenizer: Any) -> int:
+    """Return the token that stands where a text has ended; where a tokenizer has none, any one does."""
+    found = getattr(tokenizer, "pad_token_id", None)
+    found = getattr(tokenizer, "eos_token_id", None) if found is None else found
+    return 0 if found is None else int(found)
+
+
 def text_of(tokenizer: Any, ids: Sequence[int], name: str = "text") -> Text:
     """Return the text that tokens make, where there is no other that they were made of."""
     words = readable(tokenizer, ids)
