@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import argparse
 import sys
 import tomllib
 from typing import Any
 
 from transformers.utils import logging
 
-from ..composites.configuration import to_toml
+from ..composites.configuration import made_with, to_toml
 from ..composites.transformer import TransformerComposite
+from ..explain import Explainer
 
 
 def be_quiet() -> None:
@@ -24,3 +26,15 @@ def content_of(composite: TransformerComposite) -> dict[str, Any]:
     content = tomllib.loads(to_toml(composite))
     del content["made_with"]
     return content
+
+
+def settings_of(explainer: Explainer, args: argparse.Namespace) -> dict[str, Any]:
+    """Return what an explanation depends on beside its input, for JSON."""
+    return {
+        "model": explainer.name,
+        "composite": content_of(explainer.composite),
+        "contrastive": args.contrastive,
+        "device": str(explainer.device),
+        "dtype": str(next(explainer.model.parameters()).dtype).removeprefix("torch."),
+        "versions": made_with(None),
+    }

@@ -10,22 +10,22 @@ from typing import Any
 
 import numpy as np
 
-from ..composites.configuration import made_with
-from ..data import batch
 from ..errors import InputError
 from ..explain import Explainer, Explanation
 from ..explain.parts import Text
 from ..explain.units import distinct
 from ..targets import Contrastive
-from .common import be_quiet, content_of
-from .parser import DONE, SAVED, SOME_FAILED
+from . import many
+from .common import be_quiet, settings_of
+from .parser import DONE, SAVED
 
 
 def run(args: argparse.Namespace) -> int:
     """Explain one text, answer or image, or many."""
     be_quiet()
     if args.input is not None:
-        return explain_many(args)
+        return many.run(args)
+    many.check_alone(args)
     check_together(args)
     check_out(args)
     args.text = [sys.stdin.read() if text == "-" else text for text in args.text or ()] or None
@@ -44,7 +44,7 @@ def run(args: argparse.Namespace) -> int:
         content = {
             **settings_of(explainer, args),
             "input": None if args.text is None and args.image is None else str(args.image or args.text[0]),
-            **batch.summary(explanation),
+            **summary(explanation),
             **relevance_of(explanation, args),
             "picture": None if args.out is None else str(args.out),
             "warnings": list(explanation.warnings),
@@ -207,8 +207,6 @@ def check_together(args: argparse.Namespace) -> None:
 
 def check_out(args: argparse.Namespace) -> None:
     """Raise InputError if there is nowhere to write to, before a model is loaded."""
-    if args.format is not None:
-        raise InputError(f"got --format {args.format} without --input; the end of --out says it")
     if args.out is None:
         if args.json or (args.image is None and args.audio is None and args.series is None):
             return  # a terminal shows texts, but no images
@@ -224,33 +222,10 @@ def check_place(out: Path) -> None:
         raise InputError(f"got --out {str(out)!r}, but there is no folder {str(out.parent)!r}; make it first")
 
 
-def explain_many(args: argparse.Namespace) -> int:
-    """Explain the rows of a file or folder into a folder."""
-    if len(args.model) > 1 or len(args.composite or ()) > 1:
-        raise InputError("got several models or composites with --input, expected one of each")
-    if args.out is None:
-        raise InputError("got --input without --out, expected a folder for the results, such as --out results")
-    if args.input.is_dir() and args.out.resolve() == args.input.resolve():
-        raise InputError(f"got {str(args.out)!r} as --input and as --out, expected two folders")
-    rows = batch.rows_of(args.input, args.target)
-    explainer = Explainer(args.model[0], None, (args.composite or [None])[0], args.device, args.dtype)
-    suffix = args.format or "html"
-    results = batch.Results(args.out, {**settings_of(explainer, args), "format": suffix})
-    counts = batch.run(explainer, rows, results, args.contrastive, f".{suffix}")
-    if args.json:
-        print(json.dumps({"rows": len(rows), **counts, "results": str(results.file)}, ensure_ascii=False))
-    else:
-        print(", ".join(f"{count} {what}" for what, count in counts.items()) + f"; results: {results.file}")
-    return SOME_FAILED if counts["failed"] else DONE
-
-
-def settings_of(explainer: Explainer, args: argparse.Namespace) -> dict[str, Any]:
-    """Return what an explanation depends on beside its input, for JSON."""
+def summary(explanation: Explanation) -> dict[str, Any]:
+    """Return what is explained, for JSON."""
     return {
-        "model": explainer.name,
-        "composite": content_of(explainer.composite),
-        "contrastive": args.contrastive,
-        "device": str(explainer.device),
-        "dtype": str(next(explainer.model.parameters()).dtype).removeprefix("torch."),
-        "versions": made_with(None),
+        "target": {"index": explanation.rows[0].index, "label": explanation.label},
+        "logit": explanation.rows[0].logit,
+        "explained": explanation.value,
     }

@@ -26,6 +26,7 @@ SAVED = (*SUFFIXES, ".json", ".safetensors")
 #: Names that the commands know, too; there, they would take a second to import.
 PRESETS = ("attnlrp", "cp_lrp", "gamma_vit")
 DTYPES = ("float32", "float64", "bfloat16", "float16")
+ENGINES = ("local", "ray")
 #: Options of ``explain`` of which one has to be there.
 GIVEN = ("text", "image", "audio", "series", "user", "chat", "input")
 EXAMPLES = """examples:
@@ -33,6 +34,7 @@ EXAMPLES = """examples:
   zennit-attn explain --model google/vit-base-patch16-224 --image cat.jpg --target "Egyptian cat" --out cat.png
   zennit-attn explain --model HuggingFaceTB/SmolLM2-135M-Instruct --user "Why is the sky blue?" --out why.html
   zennit-attn explain --model gpt2 --input texts.jsonl --out results    # {"text": "...", "target": "..."} a line
+  zennit-attn show results --row 17
   zennit-attn composites
   zennit-attn describe --model gpt2 --composite cp_lrp
 
@@ -112,7 +114,8 @@ def parser() -> argparse.ArgumentParser:
     commands = top.add_subparsers(title="commands", required=True, metavar="COMMAND")
     add_explain(commands.add_parser("explain", help="explain a text, an answer, an image, or many of them"))
     shown = commands.add_parser("show", help="draw an explanation again that was saved as .json or .safetensors")
-    shown.add_argument("file", type=Path, metavar="FILE", help="the explanation")
+    shown.add_argument("file", type=Path, metavar="FILE", help="the explanation, or the folder of --input's results")
+    shown.add_argument("--row", type=int, metavar="N", help="which row of a folder (default: a page of the first 100)")
     add_drawing(shown)
     commands.add_parser("composites", help="list the presets and their parameters")
     described = commands.add_parser("describe", help="print module, role and rule of a model; loads no weights")
@@ -192,9 +195,22 @@ def add_explain(command: argparse.ArgumentParser) -> None:
     given.add_argument(
         "--input",
         type=Path,
-        metavar="FILE.jsonl",
-        help='many: a line each, as {"text": "...", "target": "..."} or {"image": "FILE"}; or a folder of images',
+        metavar="FILE",
+        help='many rows: .jsonl as {"text": "...", "target": "..."} or {"image": "FILE"}, .parquet or .csv with such '
+        "columns, .txt with a text in each line, or a folder of images; --out is a folder then",
     )
+    many = command.add_argument_group("many rows")
+    many.add_argument("--max-tokens", type=int, metavar="N", help="how many are explained together (default: 512)")
+    many.add_argument("--rows-per-part", type=int, metavar="N", help="rows of a file of results (default: 256)")
+    many.add_argument(
+        "--shard",
+        metavar="I/N",
+        help="the share of this process, from 1/N to N/N (default: as torchrun and SLURM tell it)",
+    )
+    many.add_argument("--engine", choices=ENGINES, help="local (default), or ray, on its cluster or on this machine")
+    many.add_argument("--workers", type=int, metavar="N", help="how many actors Ray starts (default: 1)")
+    many.add_argument("--float16", action="store_true", help="keep relevance in half precision")
+    many.add_argument("--patches", type=int, metavar="SIZE", help="keep the sums over patches of an image")
     command.add_argument(
         "--target",
         metavar="TOKEN_OR_CLASS",
@@ -206,6 +222,3 @@ def add_explain(command: argparse.ArgumentParser) -> None:
     command.add_argument("--device", default="auto", help="cpu, cuda, cuda:1, mps (default: a GPU if there is one)")
     command.add_argument("--dtype", choices=DTYPES, help="default: that of the loaded model")
     add_drawing(command, many=True)
-    command.add_argument(
-        "--format", choices=[suffix[1:] for suffix in SUFFIXES], help="of the heatmaps of --input (default: html)"
-    )

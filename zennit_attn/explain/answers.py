@@ -48,6 +48,37 @@ def explain(
     chunk: int,
 ) -> Explanation:
     """Explain an answer, see :meth:`zennit_attn.Explainer.answer`."""
+    if instead is not None and rows not in (ROWS[0], ROWS[1]):
+        raise InputError(f"got instead with rows={rows!r}; expected none: the difference of two answers is one row")
+    rows = rows if instead is None else "answer"
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        source, ids, text = said(explainer, given, answer, documents, image, max_new_tokens, rows)
+    (found,) = explainer.explain([question(explainer, source, ids, text, rows, kind or Label, chunk)])
+    if instead is not None:
+        other_ids, other = taken(explainer.tokenizer, source, instead)
+        (rather,) = explainer.explain([question(explainer, source, other_ids, other, rows, kind or Label, chunk)])
+        found = found.minus(rather)
+    messages = [first_line(str(item.message)) for item in caught]
+    return replace(found, warnings=tuple(dict.fromkeys([*messages, *found.warnings])))
+
+
+def said(
+    explainer: Any,
+    given: Any,
+    answer: str | None,
+    documents: Sequence[str] | Mapping[str, str] | None,
+    image: Any,
+    max_new_tokens: int | None,
+    rows: str,
+) -> tuple[Source, list[int], Text]:
+    """Return what an answer comes from, its tokens, and its text: that which was given, or that which the model makes.
+
+    Raises
+    ------
+    InputError
+        If the model is no language model, or something does not fit.
+    """
     if explainer.task.name not in ANSWERING:
         raise InputError(
             f"got {explainer.name!r}, a {type(explainer.model).__name__}, for an answer; expected a model for "
@@ -55,37 +86,24 @@ def explain(
         )
     if max_new_tokens is not None and max_new_tokens < 1:
         raise InputError(f"got max_new_tokens={max_new_tokens}, expected at least 1")
-    if instead is not None and rows not in (ROWS[0], ROWS[1]):
-        raise InputError(f"got instead with rows={rows!r}; expected none: the difference of two answers is one row")
     if rows not in ROWS:
         raise InputError(f"got rows={rows!r}, expected one of {', '.join(ROWS)}; {nearest(rows, ROWS)}")
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
-        source = source_of(explainer, given, documents, image)
-        room = limit_of(explainer.model, explainer.tokenizer)
-        check_length(len(source.prefix) + (max_new_tokens or 1), room, explainer.name)
-        if answer is None:
-            count = min(LENGTH, room - len(source.prefix)) if max_new_tokens is None else max_new_tokens
-            ids = generated(explainer, source, count)
-            said = answered(explainer.tokenizer, source.prefix, ids)
-        else:
-            ids, said = taken(explainer.tokenizer, source, answer)
-    asked = of_ids(explainer, source, ids, said, rows if instead is None else "answer", kind or Label, chunk)
-    (found,) = explainer.explain([asked])
-    if instead is not None:
-        other_ids, other = taken(explainer.tokenizer, source, instead)
-        (rather,) = explainer.explain([of_ids(explainer, source, other_ids, other, "answer", kind or Label, chunk)])
-        found = found.minus(rather)
-    messages = [first_line(str(item.message)) for item in caught]
-    return replace(found, warnings=tuple(dict.fromkeys([*messages, *found.warnings])))
+    source = source_of(explainer, given, documents, image)
+    room = limit_of(explainer.model, explainer.tokenizer)
+    check_length(len(source.prefix) + (max_new_tokens or 1), room, explainer.name)
+    if answer is not None:
+        return source, *taken(explainer.tokenizer, source, answer)
+    count = min(LENGTH, room - len(source.prefix)) if max_new_tokens is None else max_new_tokens
+    ids = generated(explainer, source, count)
+    return source, ids, answered(explainer.tokenizer, source.prefix, ids)
 
 
-def of_ids(
-    explainer: Any, source: Source, ids: list[int], said: Text, rows: str, kind: type[Target], chunk: int
+def question(
+    explainer: Any, source: Source, ids: list[int], text: Text, rows: str, kind: type[Target], chunk: int
 ) -> Question:
     """Return the question for the tokens of an answer, in rows."""
     check_length(len(source.prefix) + len(ids), limit_of(explainer.model, explainer.tokenizer), explainer.name)
-    groups = [("", list(range(len(ids))))] if rows == "answer" else said.groups(rows)
+    groups = [("", list(range(len(ids))))] if rows == "answer" else text.groups(rows)
     chosen = [Answer(ids, kind, indices) for _, indices in groups]
     target = Each(chosen, chunk) if len(chosen) > 1 else chosen[0]
     about = explainer.about({"target": kind.__name__, "rows": rows})
@@ -95,14 +113,14 @@ def of_ids(
         # a batch of one sample, after the rows where there are several
         found = {name: values[:, 0] if len(chosen) > 1 else values for name, values in relevance.items()}
         logits = output[:, -len(ids) :]
-        made = [row_of(said, indices, each, logits) for (_, indices), each in zip(groups, chosen, strict=True)]
+        made = [row_of(text, indices, each, logits) for (_, indices), each in zip(groups, chosen, strict=True)]
         values = found[source.argument].detach().cpu().numpy()
         # the last token was not read: nothing went there
         inside = np.concatenate([values[:, len(source.prefix) :], np.zeros((len(chosen), 1), values.dtype)], 1)
         parts = [shared_out(name, part, found[name]) for name, part in source.parts.items()]
         if source.prompt is not None:
             parts.insert(0, source.prompt.with_relevance(values[:, : len(source.prefix)]))
-        own = replace(said, name="answer").with_relevance(inside)
+        own = replace(text, name="answer").with_relevance(inside)
         return Explanation("answer", tuple(parts), tuple(made), own, about, unknown)
 
     return Question(source.arguments(ids), (source.argument, *source.parts), target, finish, len(ids))

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,9 +19,10 @@ from torch import Tensor
 from ..adapters import explained, target_mask
 from ..attribution import InputXGradient
 from ..composites.configuration import made_with
+from ..composites.registration import input_x_gradient
 from ..composites.transformer import TransformerComposite
 from ..errors import InputError
-from ..targets import Each, Target
+from ..targets import Each, Label, Target
 from . import answers, loading
 from .explanation import Explanation
 from .loading import TIMM, TORCHVISION, first_line
@@ -104,7 +106,8 @@ class Explainer:
         self.is_plain = not hasattr(self.model, "config")
         self.wrapped = self.model if self.task.wrap is None else self.task.wrap(self.model)
         loading.check_composite(self.composite, self.wrapped)
-        self._digest: str | None = None
+        self._about: dict[str, Any] | None = None
+        self._is_held = False
 
     def __repr__(self) -> str:
         return f"Explainer({self.name!r}, {self.task.name}, {self.composite.preset}, {self.device})"
@@ -256,6 +259,25 @@ class Explainer:
         """
         return answers.explain(self, prompt, answer, documents, image, instead, max_new_tokens, rows, target, chunk)
 
+    def question_of_answer(
+        self,
+        prompt: Any,
+        answer: str | None = None,
+        *,
+        documents: Sequence[str] | Mapping[str, str] | None = None,
+        image: Any = None,
+        max_new_tokens: int | None = None,
+        rows: str = "sentence",
+        target: type[Target] | None = None,
+        chunk: int = 1,
+    ) -> Question:
+        """Return what :meth:`answer` asks, to be asked with others by :meth:`explain`; see there.
+
+        The answer is made here, if there is none.
+        """
+        source, ids, said = answers.said(self, prompt, answer, documents, image, max_new_tokens, rows)
+        return answers.question(self, source, ids, said, rows, target or Label, chunk)
+
     def answered(self, given: Sequence[Any], target: Any, contrastive: bool) -> Explanation:
         """Explain the answer of a model that does nothing else, as :meth:`answer` does, which has the options.
 
@@ -281,6 +303,16 @@ class Explainer:
             file = f"; there is no file {first!r}" if is_text else ""
             raise InputError(f"got {what} for {self.name!r}, a {type(self.model).__name__}; expected {takes}{file}")
 
+    @contextmanager
+    def holding(self) -> Iterator[None]:
+        """Keep the rules on the model, for many calls: each of them would put them there again."""
+        with input_x_gradient(self.composite).context(self.wrapped):
+            self._is_held = True
+            try:
+                yield
+            finally:
+                self._is_held = False
+
     def attribute(
         self, batch: Mapping[str, Any], target: Target, arguments: tuple[str, ...], output: str | None = None
     ) -> tuple[Any, dict[str, Tensor]]:
@@ -291,11 +323,12 @@ class Explainer:
         InputError
             If there is no room, or the model cannot be explained.
         """
+        composite = None if self._is_held else self.composite
         try:
             if self.is_plain:
-                found, relevance = InputXGradient(self.wrapped, self.composite)(batch[arguments[0]], target)
+                found, relevance = InputXGradient(self.wrapped, composite)(batch[arguments[0]], target)
                 return found, {arguments[0]: relevance}
-            attributor = InputXGradient(self.wrapped, self.composite, output_key=output, argument=arguments)
+            attributor = InputXGradient(self.wrapped, composite, output_key=output, argument=arguments)
             return attributor(batch, target)
         except torch.OutOfMemoryError as error:
             raise InputError(
@@ -333,23 +366,21 @@ class Explainer:
 
     def about(self, asked: Mapping[str, Any], contrastive: bool = False) -> dict[str, Any]:
         """Return what an explanation depends on."""
-        if self._digest is None:
-            self._digest = loading.digest_of(self.model)
-        dtype = next((parameter.dtype for parameter in self.model.parameters()), None)
-        return {
-            "model": self.name,
-            "class": type(self.model).__name__,
-            "revision": getattr(getattr(self.model, "config", None), "_commit_hash", None),
-            "digest": self._digest,
-            "preset": self.composite.preset,
-            "composite": repr(self.composite),
-            **asked,
-            "contrastive": contrastive,
-            "patch": patch_of(getattr(self.model, "config", None)),
-            "device": str(self.device),
-            "dtype": str(dtype).removeprefix("torch."),
-            "versions": made_with(None),
-        }
+        if self._about is None:
+            dtype = next((parameter.dtype for parameter in self.model.parameters()), None)
+            self._about = {
+                "model": self.name,
+                "class": type(self.model).__name__,
+                "revision": getattr(getattr(self.model, "config", None), "_commit_hash", None),
+                "digest": loading.digest_of(self.model),
+                "preset": self.composite.preset,
+                "composite": repr(self.composite),
+                "patch": patch_of(getattr(self.model, "config", None)),
+                "device": str(self.device),
+                "dtype": str(dtype).removeprefix("torch."),
+                "versions": made_with(None),
+            }
+        return {**self._about, **asked, "contrastive": contrastive}
 
     def unknown(self, ids: Tensor | None) -> tuple[str, ...]:
         """Return a warning if there are words that the model does not know."""

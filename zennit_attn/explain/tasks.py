@@ -49,6 +49,8 @@ class Task:
         Entry of the output that is explained, where it is not the logits.
     wrap : callable or None
         What turns the model into one that returns a tensor to explain.
+    columns : tuple of tuple of str
+        Columns of a table that are what a person gives, in its order; the ways there are.
     """
 
     name: str
@@ -62,6 +64,7 @@ class Task:
     preset: str = "attnlrp"
     output: str | None = None
     wrap: Callable[[Any], torch.nn.Module] | None = None
+    columns: tuple[tuple[str, ...], ...] = (("text",),)
 
     def architectures(self) -> set[str]:
         """Return the names of the architectures."""
@@ -116,6 +119,7 @@ TASKS: tuple[Task, ...] = (
         reading.read_text,
         choosing.class_target,
         choosing.class_label,
+        columns=(("text",), ("text", "second")),
     ),
     Task(
         "token classification",
@@ -137,6 +141,7 @@ TASKS: tuple[Task, ...] = (
         choosing.span_target,
         choosing.span_label,
         wrap=SpanModel,
+        columns=(("question", "text"),),
     ),
     Task(
         "similarity",
@@ -148,6 +153,7 @@ TASKS: tuple[Task, ...] = (
         choosing.similarity_target,
         lambda *_: "similarity",
         wrap=Similarity,
+        columns=(("text", "second"),),
     ),
     Task(
         "image classification",
@@ -159,6 +165,7 @@ TASKS: tuple[Task, ...] = (
         choosing.class_target,
         choosing.class_label,
         "gamma_vit",
+        columns=(("image",),),
     ),
     Task(
         "semantic segmentation",
@@ -169,6 +176,7 @@ TASKS: tuple[Task, ...] = (
         reading.read_image,
         choosing.region_target,
         choosing.region_label,
+        columns=(("image",),),
     ),
     Task(
         "object detection",
@@ -179,6 +187,7 @@ TASKS: tuple[Task, ...] = (
         reading.read_image,
         choosing.object_target,
         choosing.object_label,
+        columns=(("image",),),
     ),
     Task(
         "zero-shot image classification",
@@ -189,6 +198,7 @@ TASKS: tuple[Task, ...] = (
         reading.read_image_and_labels,
         choosing.text_target,
         choosing.text_label,
+        columns=(("image", "texts"),),
     ),
     Task(
         "audio classification",
@@ -199,6 +209,7 @@ TASKS: tuple[Task, ...] = (
         reading.read_audio,
         choosing.class_target,
         choosing.class_label,
+        columns=(("audio",),),
     ),
     Task(
         "time series classification",
@@ -210,6 +221,7 @@ TASKS: tuple[Task, ...] = (
         choosing.class_target,
         choosing.class_label,
         output="prediction_logits",
+        columns=(("series",),),
     ),
     Task(
         "time series forecasting",
@@ -221,6 +233,7 @@ TASKS: tuple[Task, ...] = (
         choosing.step_target,
         choosing.step_label,
         output="prediction_outputs",
+        columns=(("series",),),
     ),
 )
 

@@ -1,0 +1,130 @@
+"""Many rows: ``zennit-attn explain --input``, by this process or by others."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections import Counter
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from tqdm import tqdm  # type: ignore[import-untyped]
+
+from ..composites.configuration import made_with
+from ..data.buckets import BatchExplainer
+from ..data.engines import Maker, here, with_ray
+from ..data.parts import Precision
+from ..data.ranks import Rank, rank_of
+from ..data.results import open_results
+from ..data.run import Run
+from ..data.sources import Source, source_of
+from ..errors import InputError
+from ..explain import loading
+from .common import content_of
+from .parser import DONE, SOME_FAILED
+
+#: Options that are of many rows alone.
+OPTIONS = ("max_tokens", "rows_per_part", "shard", "engine", "workers", "float16", "patches")
+#: How many errors are printed.
+SHOWN = 10
+
+
+def check_alone(args: argparse.Namespace) -> None:
+    """Raise InputError if one row got an option of many."""
+    for name in OPTIONS:
+        if getattr(args, name):
+            raise InputError(f"got --{name.replace('_', '-')} without --input, expected it with many rows")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Explain the rows of a file or folder into a folder."""
+    if len(args.model) > 1 or len(args.composite or ()) > 1:
+        raise InputError("got several models or composites with --input, expected one of each")
+    if args.out is None:
+        raise InputError("got --input without --out, expected a folder for the results, such as --out results")
+    if args.input.is_dir() and args.out.resolve() == args.input.resolve():
+        raise InputError(f"got {str(args.out)!r} as --input and as --out, expected two folders")
+    rank, source = rank_of(args.shard), source_of(args.input)
+    place = Run(args.out, settings_of(args, source), len(source), args.rows_per_part or 256)
+    explain = BatchExplainer(
+        args.model[0],
+        (args.composite or [None])[0],
+        512 if args.max_tokens is None else args.max_tokens,
+        target=args.target,
+        contrastive=args.contrastive,
+        max_new_tokens=args.max_new_tokens,
+        folder=source.folder,
+        device=device_of(args.device, rank),
+        dtype=args.dtype,
+    )
+    maker = Maker(place, source, explain, Precision("float16" if args.float16 else "float32", args.patches))
+    own = [part for part in range(place.parts) if rank.has(part)]
+    missing = [part for part in own if not place.is_there(part)]
+    counts = Counter(skipped=sum(map(maker.length, set(own) - set(missing))))
+    with tqdm(total=sum(map(maker.length, own)), initial=counts["skipped"], unit="row", disable=None) as bar:
+        for made in engine_of(args, maker, missing):
+            counts += made
+            bar.update(sum(made.values()))
+    tell(args, counts, len(source), place)
+    return SOME_FAILED if counts["failed"] else DONE
+
+
+def engine_of(args: argparse.Namespace, maker: Maker, parts: list[int]) -> Iterator[Counter[str]]:
+    """Return what makes the parts.
+
+    Raises
+    ------
+    InputError
+        If workers are given to an engine that has none.
+    """
+    if args.engine != "ray":
+        if args.workers is not None:
+            raise InputError("got --workers without --engine ray; start several processes, or use Ray")
+        return here(maker, parts)
+    workers = 1 if args.workers is None else args.workers
+    if workers < 1:
+        raise InputError(f"got --workers {workers}, expected at least 1")
+    is_on_gpu = loading.device_of(args.device).type == "cuda"
+    return with_ray(maker, parts, workers, float(is_on_gpu)) if parts else iter(())
+
+
+def device_of(name: str, rank: Rank) -> str:
+    """Return the device of a process: its own of several, unless one was named."""
+    if name in ("auto", "cuda") and rank.local is not None and torch.cuda.device_count() > 1:
+        return f"cuda:{rank.local % torch.cuda.device_count()}"
+    return name
+
+
+def settings_of(args: argparse.Namespace, source: Source) -> dict[str, Any]:
+    """Return what results depend on that is known before a model is loaded."""
+    composite = (args.composite or [None])[0]
+    return {
+        "model": args.model[0],
+        "composite": None if composite is None else content_of(loading.composite_of(composite)),
+        "target": args.target,
+        "contrastive": args.contrastive,
+        "max_new_tokens": args.max_new_tokens,
+        "dtype": args.dtype,
+        "precision": "float16" if args.float16 else "float32",
+        "patches": args.patches,
+        "input": f"{source.path.name} {source.digest()}",
+        "versions": made_with(None),
+    }
+
+
+def tell(args: argparse.Namespace, counts: Counter[str], rows: int, place: Run) -> None:
+    """Print what was done, and the first of what could not be."""
+    said = {name: counts[name] for name in ("done", "skipped", "failed")}
+    if args.json:
+        print(json.dumps({"rows": rows, **said, "results": str(place.folder)}, ensure_ascii=False))
+    else:
+        print(", ".join(f"{count} {what}" for what, count in said.items()) + f"; results: {place.folder}")
+    if not counts["failed"]:
+        return
+    errors = open_results(place.folder, partial=True).errors()
+    for row in list(errors)[:SHOWN]:
+        print(f"row {row}: {errors[row]}", file=sys.stderr)
+    if len(errors) > SHOWN:
+        print(f"and {len(errors) - SHOWN} others, in the column error", file=sys.stderr)
