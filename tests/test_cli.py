@@ -26,7 +26,6 @@ from zennit_attn import (
     input_x_gradient,
     targets,
 )
-from zennit_attn.data import batch
 from zennit_attn.explain import Explainer, loading
 
 ROOT = Path(__file__).parent.parent
@@ -67,27 +66,11 @@ def image(tmp_path):
     return tmp_path / "one.png"
 
 
-@pytest.fixture
-def rows(tmp_path):
-    """Return a function that writes a JSONL file."""
-
-    def write(*lines):
-        file = tmp_path / "texts.jsonl"
-        file.write_text("".join(line if isinstance(line, str) else json.dumps(line) + "\n" for line in lines))
-        return str(file)
-
-    return write
-
-
 def run(capsys, *arguments):
     """Return the exit code, stdout and stderr of a command."""
     code = cli.main([str(argument) for argument in arguments])
     said = capsys.readouterr()
     return code, said.out, said.err
-
-
-def records_of(folder):
-    return [json.loads(line) for line in (folder / "results.jsonl").read_text().split("\n")[:-1]]
 
 
 def expected(model, composite, given, target):
@@ -268,7 +251,6 @@ def test_an_image_needs_a_file_for_its_heatmap(capsys):
     [
         (["--out", "x.txt"], ".html, .png, .svg, .pdf"),
         (["--out", "no/such/folder/x.html"], "there is no folder"),
-        (["--out", "x.html", "--format", "png"], "without --input"),
     ],
 )
 def test_outputs_are_checked_before_a_model_is_loaded(capsys, options, message):
@@ -290,98 +272,6 @@ def test_wrong_usage_is_argparse_s(capsys):
         with pytest.raises(SystemExit, match="2"):
             cli.main(arguments)
         assert "usage:" in capsys.readouterr().err
-
-
-def test_batch_goes_on_after_bad_rows_and_after_it_was_stopped(tmp_path, capsys, rows, monkeypatch):
-    source = rows({"text": TEXT, "target": "are", "id": 7}, "nonsense\n", {"txt": "a"}, {"text": "the author"})
-    command = ["explain", "--model", AGREEMENT, "--input", source, "--out", tmp_path / "out"]
-    explained, explain = [], Explainer.__call__
-
-    def counted(self, given, **options):
-        explained.append(given)
-        if len(explained) == 2:
-            raise KeyboardInterrupt
-        return explain(self, given, **options)
-
-    monkeypatch.setattr(Explainer, "__call__", counted)
-    code, _, err = run(capsys, *command)
-    assert code == 130
-    assert "goes on" in err
-    # a run that is killed may leave half a line, and half a letter
-    with (tmp_path / "out" / "results.jsonl").open("ab") as file:
-        file.write('{"row": "00004", "input": "é'.encode()[:-1])
-    code, out, err = run(capsys, *command, "--json")
-    assert code == 1
-    assert json.loads(out)["rows"] == 4
-    assert [json.loads(out)[key] for key in ("done", "skipped", "failed")] == [1, 1, 2]
-    assert "row 00002: is not valid JSON" in err
-    assert "row 00003: got the key 'txt'" in err
-    assert "nearest: 'text'" in err
-    assert explained == [TEXT, "the author", "the author"]
-    records = {record["row"]: record for record in records_of(tmp_path / "out")}
-    assert [("error" in record, record["id"]) for record in records.values()] == [
-        (False, 7), (True, None), (True, None), (False, None),
-    ]  # fmt: skip
-    assert records["00001"]["target"] == {"index": 161, "label": "are"}
-    assert len(records["00001"]["relevance"]) == len(records["00001"]["tokens"]) == 6
-    for name in ("00001", "00004"):
-        assert "the" in (tmp_path / "out" / records[name]["picture"]).read_text()
-
-
-def test_batch_explains_again_what_has_changed(tmp_path, capsys, rows):
-    command = ["explain", "--model", AGREEMENT, "--input", tmp_path / "texts.jsonl", "--out", tmp_path / "out"]
-    rows({"text": "the keys"}, {"text": "the key"})
-    assert run(capsys, *command)[:2] == (0, f"2 done, 0 skipped, 0 failed; results: {tmp_path}/out/results.jsonl\n")
-    rows({"text": "the keys"}, {"text": "the door"})
-    assert run(capsys, *command)[1].startswith("1 done, 1 skipped")
-    # another target, of rows that have none of their own
-    assert run(capsys, *command, "--target", "are")[1].startswith("2 done, 0 skipped")
-    (tmp_path / "out" / "00001.html").unlink()
-    assert run(capsys, *command, "--target", "are")[1].startswith("1 done, 1 skipped")
-    code, _, err = run(capsys, *command, "--contrastive")
-    assert code == 2
-    assert "contrastive=False, this one has True" in err
-    (tmp_path / "out" / "results.jsonl").write_text("[]\n")
-    code, _, err = run(capsys, *command, "--target", "are")
-    assert code == 2
-    assert "line 1 of" in err
-
-
-def test_rows_may_hold_other_separators_of_lines(rows):
-    source = rows(json.dumps({"text": "one\u2028two"}, ensure_ascii=False) + "\n", "\n", {"text": "three", "target": 3})
-    found = batch.rows_of(Path(source), "are")
-    assert [(row.name, row.given, row.target) for row in found] == [
-        ("00001", "one\u2028two", "are"),
-        ("00003", "three", "3"),
-    ]
-
-
-def test_folder_of_images(tmp_path, capsys, vit, image):
-    (tmp_path / "bad.jpg").write_bytes(b"no image")
-    (tmp_path / "notes.txt").write_text("no image, and does not say so")
-    command = ["explain", "--model", vit, "--input", tmp_path, "--out", tmp_path / "out", "--format", "png"]
-    code, out, err = run(capsys, *command)
-    assert (code, out.split(";")[0]) == (1, "1 done, 0 skipped, 1 failed")
-    assert "row bad.jpg: cannot read the image" in err
-    assert np.load(tmp_path / "out" / "one.png.npy").shape == (32, 32)
-    assert (tmp_path / "out" / "one.png.png").exists()
-    assert run(capsys, *command)[1].startswith("0 done, 1 skipped, 1 failed")
-    command[command.index("--out") + 1] = tmp_path
-    assert "expected two folders" in run(capsys, *command)[2]
-
-
-def test_images_are_looked_for_beside_their_list(tmp_path, capsys, vit, image, rows):
-    source = rows({"image": image.name, "target": "hen"}, {"text": "no image"})
-    code, _, err = run(capsys, "explain", "--model", vit, "--input", source, "--out", tmp_path / "out")
-    assert code == 1
-    assert "row 00002: got a text" in err
-    assert records_of(tmp_path / "out")[0]["target"] == {"index": 2, "label": "hen"}
-
-
-def test_empty_input_is_refused(tmp_path, capsys, rows):
-    code, _, err = run(capsys, "explain", "--model", AGREEMENT, "--input", rows(), "--out", tmp_path / "out")
-    assert code == 2
-    assert "without a row" in err
 
 
 def test_composites(capsys):

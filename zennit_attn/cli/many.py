@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import sys
 from collections import Counter
@@ -63,7 +64,9 @@ def run(args: argparse.Namespace) -> int:
     own = [part for part in range(place.parts) if rank.has(part)]
     missing = [part for part in own if not place.is_there(part)]
     counts = Counter(skipped=sum(map(maker.length, set(own) - set(missing))))
-    with tqdm(total=sum(map(maker.length, own)), initial=counts["skipped"], unit="row", disable=None) as bar:
+    bar = tqdm(total=sum(map(maker.length, own)), initial=counts["skipped"], unit="row", disable=None)
+    # engines have their say on stdout
+    with bar, contextlib.redirect_stdout(sys.stderr):
         for made in engine_of(args, maker, missing):
             counts += made
             bar.update(sum(made.values()))

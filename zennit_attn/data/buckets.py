@@ -160,7 +160,7 @@ class BatchExplainer:
             numbers, questions = [number for number, _ in bucket], [question for _, question in bucket]
             try:
                 explained = self.explainer.explain(questions)
-                if self.pads is None and len({question.length() for question in questions}) > 1:
+                if self.pads is None and len({question.lengths() for question in questions}) > 1:
                     self.pads = self.agrees(questions[-1], explained[-1])
                     if not self.pads:
                         rest = [bucket, *waiting]
@@ -183,7 +183,7 @@ class BatchExplainer:
         def kind(pair: tuple[int, Question]) -> str:
             own = pair[1].kind()
             # what is asked alone is a kind of its own
-            return f"{pair[0]}" if own is None else f"{own} {pair[1].length() if self.pads is False else ''}"
+            return f"{pair[0]}" if own is None else f"{own} {pair[1].lengths() if self.pads is False else ''}"
 
         found: list[list[tuple[int, Question]]] = []
         for _, group in itertools.groupby(sorted(asked, key=kind), kind):

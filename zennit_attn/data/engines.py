@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import time
 from collections import Counter
@@ -110,11 +111,13 @@ def with_ray(maker: Maker, parts: Sequence[int], workers: int, gpus: float) -> I
         import ray.data
     except ImportError as error:
         raise InputError(f"--engine ray takes Ray ({error}): pip install 'zennit-attn[ray]'") from error
-    if not ray.is_initialized():
+    is_own = not ray.is_initialized()
+    if is_own:
         # actors that take all CPUs would leave none to what hands them their work
         ray.init(**local_cluster(workers))
-    context = ray.data.DataContext.get_current()
-    context.enable_progress_bars = False
+    # progress is told by whoever called
+    logging.getLogger("ray.data").setLevel(logging.ERROR)
+    ray.data.DataContext.get_current().enable_progress_bars = False
     table = ray.data.from_items([{"part": part} for part in parts], override_num_blocks=len(parts))
     made = table.map_batches(
         Actor,
@@ -123,8 +126,12 @@ def with_ray(maker: Maker, parts: Sequence[int], workers: int, gpus: float) -> I
         compute=ray.data.ActorPoolStrategy(size=workers),
         num_gpus=gpus,
     )
-    for row in made.iter_rows():
-        yield Counter({name: int(row[name]) for name in ("done", "failed", "skipped") if row[name]})
+    try:
+        for row in made.iter_rows():
+            yield Counter({name: int(row[name]) for name in ("done", "failed", "skipped") if row[name]})
+    finally:
+        if is_own:
+            ray.shutdown()
 
 
 def local_cluster(workers: int) -> dict[str, Any]:

@@ -98,12 +98,10 @@ class Results:
         """
         found: list[Any] = []
         for part in self.there:
-            try:
-                table = self.pa.parquet.read_table(self.file(part), columns=[name])
-                found += table.column(name).to_pylist()
-            except KeyError:
-                names = self.pa.parquet.read_schema(self.file(part)).names
-                raise InputError(f"got the column {name!r}, expected one of {names}") from None
+            with self.pa.parquet.ParquetFile(self.file(part)) as file:
+                if name not in file.schema_arrow.names:
+                    raise InputError(f"got the column {name!r}, expected one of {file.schema_arrow.names}")
+                found += file.read([name]).column(name).to_pylist()
         return found
 
     def errors(self) -> dict[int, str]:

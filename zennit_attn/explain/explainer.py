@@ -208,7 +208,7 @@ class Explainer:
             pieces = [(own.piece(logits, sample), own.relevance(relevance, sample)) for sample in range(len(questions))]
         messages = [first_line(str(item.message)) for item in caught]
         found = [question.finish(*piece) for question, piece in zip(questions, pieces, strict=True)]
-        return [replace(each, warnings=tuple(dict.fromkeys([*messages, *each.warnings]))) for each in found]
+        return [with_warnings(each, messages) for each in found]
 
     def answer(
         self,
@@ -275,8 +275,12 @@ class Explainer:
 
         The answer is made here, if there is none.
         """
-        source, ids, said = answers.said(self, prompt, answer, documents, image, max_new_tokens, rows)
-        return answers.question(self, source, ids, said, rows, target or Label, chunk)
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            source, ids, said = answers.said(self, prompt, answer, documents, image, max_new_tokens, rows)
+        asked = answers.question(self, source, ids, said, rows, target or Label, chunk)
+        messages = [first_line(str(item.message)) for item in caught]
+        return replace(asked, finish=lambda *found: with_warnings(asked.finish(*found), messages))
 
     def answered(self, given: Sequence[Any], target: Any, contrastive: bool) -> Explanation:
         """Explain the answer of a model that does nothing else, as :meth:`answer` does, which has the options.
@@ -388,6 +392,11 @@ class Explainer:
         if ids is None or unknown is None or unknown not in ids:
             return ()
         return (f"the model does not know some of the words: it reads {self.tokenizer.unk_token} there",)
+
+
+def with_warnings(explanation: Explanation, messages: Sequence[str]) -> Explanation:
+    """Return an explanation with what was reported before it was there."""
+    return replace(explanation, warnings=tuple(dict.fromkeys([*messages, *explanation.warnings])))
 
 
 def loaded(name: str, device_map: Any) -> tuple[Any, Any, Task, Mapping[int, str] | None]:

@@ -51,6 +51,10 @@ class Question:
         is_read = self.is_of_tokens("input_ids") and not self.is_decoded()
         return int(self.batch["input_ids"].shape[1]) if is_read else 0
 
+    def lengths(self) -> tuple[int, ...]:
+        """Return the number of tokens of each of its texts."""
+        return tuple(int(self.batch[name].shape[1]) for name in IDS if self.is_of_tokens(name))
+
     def is_decoded(self) -> bool:
         """Tell whether the output is of a decoder's tokens."""
         return "decoder_input_ids" in self.batch
