@@ -116,20 +116,18 @@ def processes(model, file, out, count):
 def growth(model, folder, counts):
     """Yield rows, the largest memory in MiB, the seconds to make them, and those to find that all is there."""
     program = (
-        "import json, resource, sys, time\nfrom zennit_attn.cli import main\nstart = time.perf_counter()\n"
-        "assert main(sys.argv[1:]) == 0\n"
-        "print(json.dumps([time.perf_counter() - start, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024]))"
+        "import json, resource, sys, time\nfrom zennit_attn.cli import main\nfound = []\n"
+        "for _ in range(2):\n"
+        "    start = time.perf_counter()\n    assert main(sys.argv[1:]) == 0\n"
+        "    found.append(time.perf_counter() - start)\n"
+        "print(json.dumps([resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, *found]))"
     )
     for count in counts:
         file = written(folder, texts(count, 12))
         command = [sys.executable, "-c", program, "explain", "--model", str(model), "--input", str(file), "--json"]
-        found = []
-        for _ in range(2):
-            said = subprocess.run(
-                [*command, "--out", folder / f"out {count}"], capture_output=True, text=True, check=True
-            ).stdout
-            found.append(json.loads(said.splitlines()[-1]))
-        yield count, found[0][1], found[0][0], found[1][0]
+        command += ["--out", str(folder / f"out {count}")]
+        said = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+        yield count, *json.loads(said.splitlines()[-1])
 
 
 def main():
