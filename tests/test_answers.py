@@ -146,11 +146,37 @@ def test_what_is_explained_of_each_token(explainer, kind):
 
 
 def test_one_answer_rather_than_another(explainer):
-    one, other = (explainer.answer(CHAT, text, rows="answer") for text in ("Paris", "Rome is high"))
-    explanation = explainer.answer(CHAT, "Paris", instead="Rome is high")
-    np.testing.assert_allclose(explanation.relevance, one.relevance - other.relevance, atol=1e-6)
-    assert explanation.value == pytest.approx(one.value - other.value)
-    assert explanation.label == "Paris rather than Rome is high"
+    texts = ("Clara is in Paris.", "Clara is in Rome, and has a goat")
+    explanation = explainer.answer(CHAT, texts[0], instead=texts[1])
+    ids = explainer.tokenizer.apply_chat_template(CHAT, add_generation_prompt=True)["input_ids"]
+    one, other = (explainer.tokenizer(text, add_special_tokens=False)["input_ids"] for text in texts)
+    place = next(number for number, pair in enumerate(zip(one, other, strict=False)) if len(set(pair)) > 1)
+    assert place > 1
+    batch = {"input_ids": torch.tensor([[*ids, *one[:place]]])}
+    logs = explainer.model(**batch).logits[0, -1].detach().double().log_softmax(-1)
+    # of probabilities, although it is of logits; the model is float32
+    assert explanation.value == pytest.approx(float(logs[one[place]] - logs[other[place]]), abs=1e-5)
+    wanted = targets.Labels([one[place], other[place]], [1, -1])
+    _, relevance = InputXGradient(explainer.model, AttnLRPComposite())(batch, wanted)
+    got = np.concatenate([explanation.matrix[0], explanation.answer.relevance[0]])
+    torch.testing.assert_close(torch.from_numpy(got[: len(ids) + place]), relevance[0], rtol=1e-5, atol=1e-7)
+    # what comes later has none, and is there
+    assert not got[len(ids) + place :].any()
+    assert len(explanation.answer.tokens) == len(one)
+    assert explanation.label == " rather than ".join(texts)
+    assert set(explanation.shares()) == {"prompt", "answer", "everything else"}
+    assert sum(explanation.shares().values()) == pytest.approx(explanation.value, abs=1e-6)
+    # the other way round it is the negative, whatever their lengths are
+    again = explainer.answer(CHAT, texts[1], instead=texts[0])
+    np.testing.assert_allclose(again.matrix, -explanation.matrix, atol=1e-6)
+    for options, message in [
+        ({"instead": "Clara is"}, "differ in a token"),
+        ({"instead": texts[1], "rows": "tokn"}, "nearest: 'token'"),
+        ({"instead": texts[1], "rows": "token"}, "is one row"),
+        ({"instead": texts[1], "target": targets.LogProb}, "expected none"),
+    ]:
+        with pytest.raises(InputError, match=message):
+            explainer.answer(CHAT, texts[0], **options)
 
 
 def test_units_of_the_answer(explainer):

@@ -12,9 +12,9 @@ import torch
 
 from ..errors import InputError
 from ..hints import nearest
-from ..targets import Answer, Each, Label, Target
+from ..targets import Answer, Each, Label, Labels, Target
 from .explanation import Explanation
-from .parts import Row, Text
+from .parts import Part, Row, Text
 from .prompts import Source, source_of
 from .reading import check_length, limit_of, moved, readable, shared_out, special_ids, specials, text_of
 from .tasks import ANSWERING
@@ -53,10 +53,15 @@ def explain(
         )
     if max_new_tokens is not None and max_new_tokens < 1:
         raise InputError(f"got max_new_tokens={max_new_tokens}, expected at least 1")
-    if instead is not None and rows not in (ROWS[0], ROWS[1]):
-        raise InputError(f"got instead with rows={rows!r}; expected none: the difference of two answers is one row")
     if rows not in ROWS:
         raise InputError(f"got rows={rows!r}, expected one of {', '.join(ROWS)}; {nearest(rows, ROWS)}")
+    if instead is not None and rows not in (ROWS[0], ROWS[1]):
+        raise InputError(f"got instead with rows={rows!r}; expected none: the difference of two answers is one row")
+    if instead is not None and kind is not None:
+        raise InputError(
+            f"got instead with target={kind.__name__}; expected none: the difference of two logits is that of their "
+            "log-probabilities, and does not depend on other tokens"
+        )
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         source = source_of(explainer, given, documents, image)
@@ -68,10 +73,10 @@ def explain(
             said = answered(explainer.tokenizer, source.prefix, ids)
         else:
             ids, said = taken(explainer.tokenizer, source, answer)
-        found = of_ids(explainer, source, ids, said, rows if instead is None else "answer", kind or Label, chunk)
-        if instead is not None:
-            other_ids, other = taken(explainer.tokenizer, source, instead)
-            found = found.minus(of_ids(explainer, source, other_ids, other, "answer", kind or Label, chunk))
+        if instead is None:
+            found = of_ids(explainer, source, ids, said, rows, kind or Label, chunk)
+        else:
+            found = rather(explainer, source, ids, said, *taken(explainer.tokenizer, source, instead))
     return replace(found, warnings=explainer.messages(caught, torch.tensor([*source.prefix, *ids])))
 
 
@@ -79,24 +84,63 @@ def of_ids(
     explainer: Any, source: Source, ids: list[int], said: Text, rows: str, kind: type[Target], chunk: int
 ) -> Explanation:
     """Explain the tokens of an answer, in rows."""
-    check_length(len(source.prefix) + len(ids), limit_of(explainer.model, explainer.tokenizer), explainer.name)
     groups = [("", list(range(len(ids))))] if rows == "answer" else said.groups(rows)
     chosen = [Answer(ids, kind, indices) for _, indices in groups]
+    logits, parts, inside = traced(explainer, source, ids, chosen, chunk)
+    made = [row_of(said, indices, each, logits) for (_, indices), each in zip(groups, chosen, strict=True)]
+    about = explainer.about({"target": kind.__name__, "rows": rows})
+    return Explanation("answer", parts, tuple(made), replace(said, name="answer").with_relevance(inside), about)
+
+
+def rather(
+    explainer: Any, source: Source, ids: list[int], said: Text, other_ids: list[int], other: Text
+) -> Explanation:
+    """Explain why a model gives one answer rather than another: the two logits where they first differ.
+
+    What is shared out is ``z_a - z_b``, which is ``log p_a - log p_b``, as both are of one softmax (Yin and Neubig
+    2022, https://arxiv.org/abs/2202.10419, equation 5). From there on each answer goes on from another text, and the
+    logits of two softmaxes cannot be compared.
+
+    Raises
+    ------
+    InputError
+        If one answer begins with all of the other.
+    """
+    pairs = zip(ids, other_ids, strict=False)
+    place = next((number for number, (one, two) in enumerate(pairs) if one != two), None)
+    if place is None:
+        raise InputError(
+            f"got the answers {said.text.strip()!r} and {other.text.strip()!r}, of which one begins with all of the "
+            "other; expected two that differ in a token"
+        )
+    target = Labels([ids[place], other_ids[place]], [1, -1], position=-1)
+    logits, parts, inside = traced(explainer, source, ids[: place + 1], [target], 1)
+    # what comes after the token was not read
+    inside = np.pad(inside, ((0, 0), (0, len(ids) - place - 1)))
+    names = [text.text[slice(*text.spans[place])].strip() or text.tokens[place] for text in (said, other)]
+    value = float(logits[0, -1, ids[place]].double() - logits[0, -1, other_ids[place]].double())
+    row = Row(" rather than ".join(names), value, span=said.spans[place])
+    about = explainer.about({"target": repr(target), "rows": "answer", "rather_than": other.text})
+    return Explanation("answer", parts, (row,), replace(said, name="answer").with_relevance(inside), about)
+
+
+def traced(
+    explainer: Any, source: Source, ids: list[int], chosen: Sequence[Target], chunk: int
+) -> tuple[torch.Tensor, tuple[Part, ...], Any]:
+    """Return the logits that predict tokens, and the relevance of the parts and of the tokens, in rows of targets."""
+    check_length(len(source.prefix) + len(ids), limit_of(explainer.model, explainer.tokenizer), explainer.name)
     batch = moved(source.arguments(ids, explainer.model), explainer.model, explainer.device)
     target = Each(chosen, chunk) if len(chosen) > 1 else chosen[0]
     output, relevance = explainer.attribute(batch, target, (source.argument, *source.parts))
     # a batch of one sample, after the rows where there are several
     found = {name: values[:, 0] if len(chosen) > 1 else values for name, values in relevance.items()}
-    logits = output.logits.detach()[:, -len(ids) :]
-    made = [row_of(said, indices, each, logits) for (_, indices), each in zip(groups, chosen, strict=True)]
     values = found[source.argument].detach().cpu().numpy()
     # the last token was not read: nothing went there
     inside = np.concatenate([values[:, len(source.prefix) :], np.zeros((len(chosen), 1), values.dtype)], 1)
     parts = [shared_out(name, part, found[name]) for name, part in source.parts.items()]
     if source.prompt is not None:
         parts.insert(0, source.prompt.with_relevance(values[:, : len(source.prefix)]))
-    about = explainer.about({"target": kind.__name__, "rows": rows})
-    return Explanation("answer", tuple(parts), tuple(made), replace(said, name="answer").with_relevance(inside), about)
+    return output.logits.detach()[:, -len(ids) :], tuple(parts), inside
 
 
 def row_of(said: Text, indices: list[int], target: Answer, logits: torch.Tensor) -> Row:

@@ -178,7 +178,8 @@ class Explainer:
         image : optional
             What a model looks at that takes an image with the text.
         instead : str, optional
-            Another answer: what is explained is why the model gives this one rather than that.
+            Another answer: what is explained is why the model gives this one rather than that, which is decided where
+            they first differ: the one token's logit minus the other's there, after the words that both begin with.
         max_new_tokens : int, optional
             How long an answer is generated (default 64, or as many as there is room for).
         rows : {"sentence", "token", "word", "line", "answer"}, optional
