@@ -318,9 +318,7 @@ def test_an_image_and_a_text_have_shares_of_an_answer(tmp_path):
     tokenizer.add_special_tokens({"additional_special_tokens": ["<|start|>", "<image>"]})
     model.config.image_token_id = tokenizer.convert_tokens_to_ids("<image>")
     processor = transformers.LlavaProcessor(
-        image_processor=transformers.CLIPImageProcessor(
-            size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32}
-        ),
+        image_processor=readers.clip_images(),
         tokenizer=tokenizer,
         patch_size=8,
         vision_feature_select_strategy="default",

@@ -285,9 +285,7 @@ def test_zero_shot_classification_shares_out_among_image_and_text(tmp_path):
     config = transformers.CLIPConfig(text_config=text, vision_config=SMALL_IMAGE, projection_dim=24)
     model = models.scramble(transformers.CLIPModel(config)).eval()
     processor = transformers.CLIPProcessor(
-        image_processor=transformers.CLIPImageProcessor(
-            size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32}
-        ),
+        image_processor=readers.clip_images(),
         tokenizer=readers.word_pieces(),
     )
     labels = ["a dog", "a goat in Rome"]
@@ -302,6 +300,44 @@ def test_zero_shot_classification_shares_out_among_image_and_text(tmp_path):
     explanation.save(tmp_path / "clip.html")
     with pytest.raises(InputError, match="nearest"):
         Explainer(model, processor)(readers.photo(), labels, target="a dgo")
+
+
+def test_zero_shot_labels_may_be_padded_on_the_left():
+    text = {**models.SMALL, "vocab_size": 300, "num_hidden_layers": 1, "bos_token_id": 2, "eos_token_id": 3}
+    config = transformers.CLIPConfig(text_config=text, vision_config=SMALL_IMAGE, projection_dim=24)
+    tokenizer = readers.word_pieces()
+    tokenizer.padding_side = "left"
+    processor = transformers.CLIPProcessor(image_processor=readers.clip_images(), tokenizer=tokenizer)
+    model = models.scramble(transformers.CLIPModel(config)).eval()
+    labels = ["a dog", "a goat in Rome, and a dog"]
+    explanation = Explainer(model, processor)(readers.photo(), labels, target="a dog")
+    _, words = explanation.parts
+    assert words.text.split() == ["[CLS]", "a", "dog", "[SEP]"]
+    batch = processor(text=labels, images=readers.photo(), return_tensors="pt", padding=True)
+    attributor = InputXGradient(model, AttnLRPComposite(), argument=("pixel_values", "input_ids"))
+    _, relevance = attributor(batch, targets.Label(0))
+    torch.testing.assert_close(torch.from_numpy(words.relevance), relevance["input_ids"][:1, -4:])
+
+
+def test_texts_of_siglip_are_filled_up_as_in_its_training():
+    text = {**models.SMALL, "vocab_size": 300, "num_hidden_layers": 1, "max_position_embeddings": 12}
+    text |= {"bos_token_id": 2, "eos_token_id": 3, "pad_token_id": 0}
+    config = transformers.SiglipConfig(text_config=text, vision_config={**SMALL_IMAGE, "num_hidden_layers": 1})
+    model = models.scramble(transformers.SiglipModel(config)).eval()
+    tokenizer = readers.word_pieces()
+    processor = transformers.SiglipProcessor(image_processor=readers.clip_images(), tokenizer=tokenizer)
+    labels = ["a dog", "a goat in Rome"]
+    explanation = Explainer(model, processor)(readers.photo(), labels, target="a dog")
+    ids = tokenizer(labels, padding="max_length", max_length=12, return_tensors="pt")["input_ids"]
+    pixels = processor.image_processor(readers.photo(), return_tensors="pt")["pixel_values"]
+    expected = model(input_ids=ids, pixel_values=pixels).logits_per_image[0, 0]
+    assert explanation.value == pytest.approx(float(expected), rel=1e-5)
+    # what it is filled up with is read, too
+    _, words = explanation.parts
+    assert words.relevance.shape == (1, 12)
+    assert sum(explanation.shares().values()) == pytest.approx(explanation.value, abs=1e-4)
+    with pytest.raises(InputError, match="at most 12"):
+        Explainer(model, processor)(readers.photo(), ["a dog " * 12])
 
 
 def test_audio(tmp_path):

@@ -269,8 +269,10 @@ class Explainer:
     def chosen_text(self, reading: Reading, relevance: Tensor, row: Row) -> Text:
         """Return, of several texts, the one that is explained, with its relevance."""
         index = row.index or 0
-        text = text_of(self.tokenizer, reading.about["texts"][index])
-        return text.with_relevance(relevance.detach().cpu()[index : index + 1, : len(text.tokens)].numpy())
+        # padding is on the right or on the left
+        read = reading.about["read"][index]
+        text = text_of(self.tokenizer, reading.batch["input_ids"][index][read].tolist())
+        return text.with_relevance(relevance.detach().cpu()[index, read][None].numpy())
 
     def read_images(self, image: Image.Image) -> dict[str, Any]:
         """Return the arguments for an image."""
