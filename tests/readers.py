@@ -66,9 +66,9 @@ def images(size=32):
     return transformers.ViTImageProcessor(size={"height": size, "width": size})
 
 
-def clip_images(size=32):
+def clip_images(size=32, crop=32):
     """Return an image processor that crops, as CLIP's."""
-    return transformers.CLIPImageProcessor(size={"shortest_edge": size}, crop_size={"height": size, "width": size})
+    return transformers.CLIPImageProcessor(size={"shortest_edge": size}, crop_size={"height": crop, "width": crop})
 
 
 def photo(size=40):

@@ -14,6 +14,7 @@ from PIL import Image
 
 from zennit_attn import AttnLRPComposite, Explainer, GammaViTComposite, InputXGradient, cli, targets
 from zennit_attn.errors import InputError
+from zennit_attn.explain.frames import frame_of
 from zennit_attn.explain.tasks import TASKS, task_of
 from zennit_attn.explain.wrapping import Similarity
 
@@ -223,8 +224,69 @@ def test_an_object_by_class_and_query():
     x, y, width, height = (model(pixels).pred_boxes[0, 2] * torch.tensor([50, 40, 50, 40])).tolist()
     box = (x - width / 2, y - height / 2, x + width / 2, y + height / 2)
     assert explainer(readers.photo(), target=("dog", box)).label == "dog (query 2)"
-    with pytest.raises(InputError, match="it sees nothing"):
+    with pytest.raises(InputError, match="sees nothing"):
         explainer(readers.photo(), target=("dog", (900, 900, 910, 910)))
+
+
+@pytest.mark.parametrize(
+    ("processor", "edges", "seen"),
+    [
+        (lambda: readers.images(64), (0, 0, 64, 64), (64, 64)),
+        # the shortest edge of 40 becomes 32, then 24 of it and 40 columns are kept
+        (lambda: readers.clip_images(32, 24), (-8, -4, 32, 28), (24, 24)),
+        # the longest edge of 50 becomes 64, and 51.2 rows a multiple of 16; the padding is on the right and below
+        (
+            lambda: transformers.YolosImageProcessor(
+                size={"longest_edge": 64, "shortest_edge": 800}, pad_size={"height": 64, "width": 96}
+            ),
+            (0, 0, 64, 48),
+            (64, 96),
+        ),
+    ],
+    ids=["resized", "cropped", "padded"],
+)
+def test_where_an_image_is_in_what_a_model_sees(processor, edges, seen):
+    explainer = Explainer(vision("semantic segmentation")[0].eval(), processor())
+    frame = frame_of(explainer, (40, 50))
+    assert ((frame.left, frame.top, frame.right, frame.bottom), frame.seen) == (edges, seen)
+    # a black pixel is where it says
+    pixels = np.full((40, 50, 3), 255, np.uint8)
+    pixels[18:22, 23:27] = 0
+    found = explainer.read_images(Image.fromarray(pixels), do_normalize=False)["pixel_values"][0].mean(0)
+    left, top, right, bottom = frame.of((23, 18, 27, 22))
+    assert found[int((top + bottom) / 2 * seen[0]), int((left + right) / 2 * seen[1])] < 0.3
+
+
+def test_a_region_of_a_cropped_image_is_where_it_was_given():
+    model, _, _ = vision("semantic segmentation")
+    explainer = Explainer(model.eval(), readers.clip_images(64, 32))
+    image = Image.fromarray(readers.photo(64)[:, :64])
+    # of 64 columns and rows 16 to 48 are seen, by 8 cells
+    logits = model(explainer.read_images(image)["pixel_values"]).logits[0]
+    explanation = explainer(image, target=("sky", (20, 24, 28, 28)))
+    assert logits.shape[1:] == (8, 8)
+    assert explanation.value == pytest.approx(float(logits[1, 2:3, 1:3].sum()), rel=1e-4)
+    with pytest.raises(InputError, match="sees nothing"):
+        explainer(image, target=("sky", (3, 3)))
+
+
+def test_places_that_are_not_known_are_refused():
+    class Turned(transformers.ViTImageProcessor):
+        def __call__(self, *given, **options):
+            found = super().__call__(*given, **options)
+            found["pixel_values"] = found["pixel_values"].flip(-1)
+            return found
+
+    model, _, _ = vision("semantic segmentation")
+    explainer = Explainer(model.eval(), Turned(size={"height": 64, "width": 64}))
+    with pytest.raises(InputError, match="Turned does more"):
+        explainer(readers.photo(), target=("sky", (3, 3)))
+    model, _, _ = vision("object detection")
+    pads = transformers.YolosImageProcessor(
+        size={"longest_edge": 32, "shortest_edge": 800}, pad_size={"height": 32, "width": 32}
+    )
+    with pytest.raises(InputError, match="which pads"):
+        Explainer(model.eval(), pads)(readers.photo(), target=("dog", (3, 3, 9, 9)))
 
 
 @pytest.mark.parametrize("library", ["timm", "torchvision"])
