@@ -228,6 +228,17 @@ def test_an_object_by_class_and_query():
         explainer(readers.photo(), target=("dog", (900, 900, 910, 910)))
 
 
+def test_classes_of_objects_may_have_gaps():
+    config = transformers.YolosConfig(
+        **{**SMALL_IMAGE, "image_size": [32, 32]}, num_detection_tokens=5, num_labels=4, id2label={1: "cat", 3: "dog"}
+    )
+    model = models.scramble(transformers.YolosForObjectDetection(config)).eval()
+    # classes 0 to 3, and that there is no object
+    model.class_labels_classifier.layers[-1] = torch.nn.Linear(SMALL_IMAGE["hidden_size"], 5)
+    model.class_labels_classifier.layers[-1].bias.copy_(torch.tensor([0.0, 0.0, 0.0, 50.0, 90.0]))
+    assert Explainer(model, readers.images())(readers.photo()).label.startswith("dog (query")
+
+
 @pytest.mark.parametrize(
     ("processor", "edges", "seen"),
     [

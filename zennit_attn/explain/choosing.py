@@ -294,7 +294,9 @@ def object_target(explainer: Any, reading: Reading, wanted: Any, contrastive: bo
     index = None if label is None else class_index(explainer, label)
 
     def choose(logits: Tensor) -> Tensor:
-        classes = len(explainer.labels) or logits.shape[-1]
+        # names may have gaps, as those of COCO have, and a person may give some of them alone
+        named = {*explainer.labels, *(getattr(explainer.model.config, "id2label", None) or ())}
+        classes = min(max(named, default=logits.shape[-1]) + 1, logits.shape[-1])
         # what stands last and has no name is that there is no object
         scores = logits.softmax(-1) if logits.shape[-1] > classes else logits.sigmoid()
         scores[..., classes:] = -torch.inf
