@@ -119,6 +119,18 @@ def test_a_next_token_is_what_the_attributor_gives():
     assert row.value == pytest.approx(float(logits[7] - (logits.sum() - logits[7]) / 399), abs=1e-6)
 
 
+def test_a_class_that_is_certain_has_its_name():
+    model, tokenizer, given, _ = text_models()["text classification"]
+    model.classifier.bias.copy_(torch.tensor([0.0, 500.0, 0.0]))
+    explainer = Explainer(model, tokenizer)
+    (row,) = explainer(*given, target=targets.LogProb()).rows
+    assert (row.label, row.index, row.value) == ("person", 1, 0.0)
+    assert row.logit == pytest.approx(float(model(**tokenizer(*given, return_tensors="pt")).logits[0, 1]), rel=1e-6)
+    (row,) = explainer(*given, target=targets.LogProb(2)).rows
+    assert (row.label, row.index) == ("place", 2)
+    assert row.value == pytest.approx(row.logit - explainer(*given, target="person").rows[0].logit, rel=1e-6)
+
+
 def test_a_masked_token_is_found_at_its_place():
     model, tokenizer, given, target = text_models()["masked token"]
     explanation = Explainer(model, tokenizer)(*given, target=target)

@@ -19,7 +19,7 @@ from ..attribution import InputXGradient
 from ..composites.configuration import made_with
 from ..composites.transformer import TransformerComposite
 from ..errors import InputError
-from ..targets import Target
+from ..targets import Chosen, Target
 from . import answers, loading
 from .explanation import Explanation
 from .loading import TIMM, TORCHVISION, first_line
@@ -257,9 +257,12 @@ class Explainer:
     def row(self, reading: Reading, output: Any, target: Target, batch: Mapping[str, Any]) -> Row:
         """Return what is explained of an output."""
         tensor = explained(output, self.task.output).detach()
-        weights = target.weights(tensor, target_mask(self.model, batch))[0]
-        logits = tensor[0]
+        mask, logits = target_mask(self.model, batch), tensor[0]
+        weights = target.weights(tensor, mask)[0]
         value = float((weights.double() * logits.double()).sum())
+        if isinstance(target, Chosen):
+            # of a class that is certain LogProb's weights are zero, as everyone's else are
+            weights = target.alone().weights(tensor, mask)[0]
         places = np.argwhere((weights == weights.max()).cpu().numpy()).tolist() if weights.dim() else [[0]]
         label = self.task.label(self, reading, places)
         if len(places) > 1 or not weights.dim():
