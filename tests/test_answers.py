@@ -270,6 +270,9 @@ def test_an_answer_that_has_to_begin_with_a_token():
     explanation = explainer.answer("Who is Clara?", rows="token", max_new_tokens=4)
     assert "<s>" not in explanation.answer.text
     ids = [row.index for row in explanation.rows]
+    # 64 tokens, before one of them is read
+    with pytest.raises(InputError, match="expected at most 64"):
+        explainer.answer("a dog " * 40)
     batch = {"input_ids": explainer.tokenizer("Who is Clara?", return_tensors="pt")["input_ids"]}
     logits = model(**batch, decoder_input_ids=torch.tensor([[2, 0, *ids]])).logits[0].detach()
     assert [row.logit for row in explanation.rows] == pytest.approx(

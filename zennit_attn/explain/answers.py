@@ -67,6 +67,9 @@ def explain(
         source = source_of(explainer, given, documents, image)
         room = limit_of(explainer.model, explainer.tokenizer)
         check_length(len(source.prefix) + (max_new_tokens or 1), room, explainer.name)
+        if "input_ids" in source.batch:
+            # what an encoder reads
+            check_length(source.batch["input_ids"].shape[1], room, explainer.name)
         if answer is None:
             count = min(LENGTH, room - len(source.prefix)) if max_new_tokens is None else max_new_tokens
             ids = generated(explainer, source, count)
