@@ -368,6 +368,7 @@ def test_saved_and_loaded(explainer, tmp_path, suffix):
     explanation.save(tmp_path / f"why{suffix}")
     again = Explanation.load(tmp_path / f"why{suffix}")
     assert again == explanation
+    assert {part.relevance.dtype for part in (*again.parts, again.answer)} == {np.dtype("float32")}
     np.testing.assert_array_equal(again.matrix, explanation.matrix)
     np.testing.assert_array_equal(again.answer.relevance, explanation.answer.relevance)
     assert again.by("document") == explanation.by("document")
