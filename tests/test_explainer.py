@@ -242,7 +242,7 @@ def test_an_object_by_class_and_query():
 
 def test_classes_of_objects_may_have_gaps():
     config = transformers.YolosConfig(
-        **{**SMALL_IMAGE, "image_size": [32, 32]}, num_detection_tokens=5, num_labels=4, id2label={1: "cat", 3: "dog"}
+        **{**SMALL_IMAGE, "image_size": [32, 32]}, num_detection_tokens=5, id2label={1: "cat", 3: "dog"}
     )
     model = models.scramble(transformers.YolosForObjectDetection(config)).eval()
     # classes 0 to 3, and that there is no object
