@@ -17,6 +17,7 @@ from zennit_attn.errors import InputError
 from zennit_attn.explain.frames import frame_of
 from zennit_attn.explain.tasks import TASKS, task_of
 from zennit_attn.explain.wrapping import Similarity
+from zennit_attn.rules import Gamma
 
 BERT = {"vocab_size": 300, "hidden_size": 24, "intermediate_size": 48, "num_attention_heads": 2, "num_hidden_layers": 2}
 TEXT = "The capital of France is Paris."
@@ -187,6 +188,26 @@ def test_similarity_is_the_cosine_of_two_texts():
     _, relevance = attributor(batch, targets.MaxLogit())
     for part, name in zip(explanation.parts, relevance, strict=True):
         torch.testing.assert_close(torch.from_numpy(part.relevance), relevance[name])
+
+
+@pytest.mark.parametrize("name", ["question answering", "similarity"])
+def test_modules_keep_the_names_that_they_have_in_the_model(name, tmp_path, capsys):
+    model, tokenizer, given, _ = text_models()[name]
+    pattern = "bert.encoder.*.dense" if name == "question answering" else "encoder.*.dense"
+    gamma = AttnLRPComposite(name_map=[(pattern, Gamma(1.0))])
+    explanation = Explainer(model, tokenizer, composite=gamma)(*given)
+    plain = Explainer(model, tokenizer)(*given)
+    assert explanation.value == pytest.approx(plain.value, abs=1e-6)
+    assert np.abs(explanation.matrix - plain.matrix).max() > 1e-3 * np.abs(plain.matrix).max()
+    for saved in (model, tokenizer):
+        saved.save_pretrained(tmp_path)
+    assert cli.main(["describe", "--model", str(tmp_path)]) == 0
+    out = capsys.readouterr().out
+    assert "encoder.layer" in out
+    assert "model." not in out
+    model.config._attn_implementation = "flex_attention"
+    with pytest.raises(InputError, match="expected 'sdpa' or 'eager'"):
+        Explainer(model, tokenizer)
 
 
 @pytest.mark.parametrize("name", ["image classification", "semantic segmentation", "object detection"])
