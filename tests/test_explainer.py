@@ -14,6 +14,7 @@ from PIL import Image
 
 from zennit_attn import AttnLRPComposite, Explainer, GammaViTComposite, InputXGradient, cli, targets
 from zennit_attn.errors import InputError
+from zennit_attn.explain.explainer import empty_model
 from zennit_attn.explain.frames import frame_of
 from zennit_attn.explain.tasks import TASKS, task_of
 from zennit_attn.explain.wrapping import Similarity
@@ -563,6 +564,20 @@ def test_an_encoder_that_pools_otherwise_is_refused(tmp_path):
         else:
             with pytest.raises(InputError, match="with pooling_mode_cls_token"):
                 Explainer(tmp_path)
+
+
+def test_an_encoder_of_a_model_with_a_decoder_is_loaded_as_what_it_is(tmp_path):
+    config = {"vocab_size": 300, "d_model": 24, "d_kv": 12, "d_ff": 48, "num_layers": 1, "num_heads": 2}
+    model = models.scramble(transformers.T5EncoderModel(transformers.T5Config(**config)))
+    tokenizer = readers.word_pieces()
+    for saved in (model, tokenizer):
+        saved.save_pretrained(tmp_path)
+    explainer = Explainer(tmp_path)
+    assert type(explainer.model) is transformers.T5EncoderModel
+    given = ["Clara has a dog", "Bob has a goat"]
+    expected = Explainer(model, tokenizer)(*given)
+    torch.testing.assert_close(explainer(*given).matrix, expected.matrix)
+    assert type(empty_model(str(tmp_path))[0].model) is transformers.T5EncoderModel
 
 
 def test_what_is_not_known_is_said():

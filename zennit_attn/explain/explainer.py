@@ -325,11 +325,12 @@ def loaded(name: str, device_map: Any) -> tuple[Any, Any, Task, Mapping[int, str
     if name.startswith(TORCHVISION):
         model, transform, names = loading.torchvision_model(name.removeprefix(TORCHVISION))
         return model, transform, IMAGE_CLASSIFICATION, None if names is None else dict(enumerate(names))
-    task = task_of_config(loading.load(transformers.AutoConfig, name), name)
+    config = loading.load(transformers.AutoConfig, name)
+    task = task_of_config(config, name)
     if task.wrap is Similarity:
         loading.check_pooling(name)
     options = {} if device_map is None else {"device_map": device_map}
-    model = loading.load(getattr(transformers, task.loader), name, **options)
+    model = loading.load(getattr(transformers, task.loader_of(architecture_of(config))), name, **options)
     reader = loading.load(getattr(transformers, task.reader), name) if task.reader else None
     return model, reader, task, None
 
@@ -345,8 +346,12 @@ def task_of_config(config: Any, name: str) -> Task:
     if config.model_type == "timm_wrapper":
         # how checkpoints of timm are read, which do not name an architecture of transformers
         return task_of("TimmWrapperForImageClassification", name)
-    architecture = next(iter(config.architectures or ()), None)
-    return task_of(architecture or f"{config.model_type} without an architecture in its config", name)
+    return task_of(architecture_of(config) or f"{config.model_type} without an architecture in its config", name)
+
+
+def architecture_of(config: Any) -> str | None:
+    """Return the architecture of a model, None if its config does not name it."""
+    return next(iter(config.architectures or ()), None)
 
 
 def task_of_module(model: torch.nn.Module) -> Task:
@@ -391,7 +396,7 @@ def empty_model(name: str) -> tuple[Any, Task]:
             return make(name.removeprefix(prefix), empty=True)[0], IMAGE_CLASSIFICATION
     config = loading.load(transformers.AutoConfig, name)
     task = task_of_config(config, name)
-    kind = getattr(transformers, task.loader)
+    kind = getattr(transformers, task.loader_of(architecture_of(config)))
     with torch.device("meta"):
         model = kind.from_config(config) if hasattr(kind, "from_config") else kind(config)
     return (model if task.wrap is None else task.wrap(model)), task
