@@ -10,6 +10,7 @@ import pytest
 import readers
 import torch
 import transformers
+from PIL import Image
 from tokenizers import AddedToken
 
 from zennit_attn import AttnLRPComposite, Explainer, Explanation, InputXGradient, targets
@@ -310,7 +311,8 @@ def test_speech_is_heard(tmp_path):
     explanation.save(tmp_path / "speech.png")
 
 
-def test_an_image_and_a_text_have_shares_of_an_answer(tmp_path):
+def llava(template=None):
+    """Return an explainer of a model that sees, with a template for its chats."""
     text = transformers.LlamaConfig(**{**models.SMALL, "vocab_size": 500}, num_hidden_layers=2)
     vision = transformers.CLIPVisionConfig(**models.IMAGE, num_hidden_layers=2)
     config = transformers.LlavaConfig(
@@ -327,8 +329,13 @@ def test_an_image_and_a_text_have_shares_of_an_answer(tmp_path):
         vision_feature_select_strategy="default",
         image_token="<image>",
         num_additional_image_tokens=1,
+        chat_template=template,
     )
-    explainer = Explainer(model, processor)
+    return Explainer(model, processor)
+
+
+def test_an_image_and_a_text_have_shares_of_an_answer(tmp_path):
+    explainer = llava()
     explanation = explainer.answer("<image> Who is Clara?", "Clara has a goat.", image=readers.photo())
     prompt, image = explanation.parts
     assert prompt.text.count("<image>") == 16
@@ -342,6 +349,80 @@ def test_an_image_and_a_text_have_shares_of_an_answer(tmp_path):
     assert not prompt.relevance[:, places].any()
     # or of a text alone
     assert explainer.answer("Who is Clara?", "Clara").parts[0].text == "Who is Clara?"
+
+
+#: A template that takes parts, and one that takes those of users, as Llama 3.2's.
+PARTS = (
+    "{% for message in messages %}<|start|>{{ message['role'] }}\n{% for part in message['content'] %}"
+    "{% if part['type'] == 'image' %}<image>{% else %}{{ part['text'] }}{% endif %}{% endfor %}<|end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|start|>assistant\n{% endif %}"
+)
+MIXED = PARTS.replace(
+    "{% for part", "{% if message['role'] == 'system' %}{{ message['content'] }}{% else %}{% for part", 1
+).replace("{% endfor %}<|end|>", "{% endfor %}{% endif %}<|end|>")
+
+
+@pytest.mark.parametrize("template", [PARTS, MIXED], ids=["parts", "mixed"])
+def test_messages_have_texts_and_images(template, tmp_path):
+    explainer, file = llava(template), tmp_path / "photo.png"
+    Image.fromarray(readers.photo()).save(file)
+    before = [
+        {"role": "system", "content": "Be brief."},
+        {"role": "user", "content": "Who is Bob?"},
+        {"role": "assistant", "content": [{"type": "text", "text": "Bob has a dog!"}]},
+    ]
+    last = {"type": "text", "text": "Who is Clara?"}
+    expected = explainer.answer([*before, {"role": "user", "content": last["text"]}], "Clara", image=readers.photo())
+    prompt, _ = expected.parts
+    for message in ("system\nBe brief.<|end|>", "user\nWho is Bob?<|end|>", "assistant\nBob has a dog!<|end|>"):
+        assert message in prompt.text
+    assert prompt.text.count("<image>") == 16
+    assert [segment.name for segment in prompt.segments] == ["system", "user", "assistant", "user"]
+    for part in ({"image": file}, {"path": str(file)}, {"image": Image.open(file)}):
+        content = [{"type": "image", **part}, last]
+        found = explainer.answer([*before, {"role": "user", "content": content}], "Clara")
+        np.testing.assert_array_equal(found.matrix, expected.matrix)
+    # the place of the image is where it stands
+    content = [last, {"type": "image"}]
+    found = explainer.answer([*before, {"role": "user", "content": content}], "Clara", image=file)
+    assert found.parts[0].text.index("Clara") < found.parts[0].text.index("<image>")
+    # without one it is a chat
+    (prompt,) = explainer.answer(before[:2], "Clara").parts
+    assert "system\nBe brief.<|end|>" in prompt.text
+    for messages, options, message in [
+        ([{"role": "user", "content": [{"type": "image", "image": file}, last]}], {"image": file}, "got 2 images"),
+        ([{"role": "user", "content": [{"type": "image"}, last]}], {}, "an image that is not given"),
+        ([{"role": "user", "content": [{"type": "video"}, last]}], {}, "got the part {'type': 'video'}"),
+        ("Who is Clara?", {"image": file}, "no place for it"),
+    ]:
+        with pytest.raises(InputError, match=message):
+            explainer.answer(messages, "Clara", **options)
+
+
+def test_a_template_that_refuses_is_said():
+    explainer = llava("{{ raise_exception('no roles of that order') }}")
+    with pytest.raises(InputError, match=r"of user \(no roles of that order\); expected roles"):
+        explainer.answer([{"role": "user", "content": "Who?"}], "Clara", image=readers.photo())
+
+
+def test_parts_of_texts_are_a_text_for_a_model_of_texts(explainer):
+    parts = [{"type": "text", "text": "Who is Clara?"}, {"type": "text", "text": "Who is Bob?"}]
+    explanation = explainer.answer([{"role": "user", "content": parts}], ANSWER)
+    expected = explainer.answer([{"role": "user", "content": "Who is Clara?\nWho is Bob?"}], ANSWER)
+    np.testing.assert_array_equal(explanation.matrix, expected.matrix)
+    assert explanation.parts[0].segments == expected.parts[0].segments
+    with pytest.raises(InputError, match="it takes none"):
+        explainer.answer([{"role": "user", "content": [{"type": "image", "image": "x.png"}, *parts]}], ANSWER)
+
+
+def test_documents_of_a_rendered_text_stand_in_it(explainer):
+    documents = {"a.txt": "Clara has a goat.", "b.txt": "Bob has a dog!"}
+    expected = explainer.answer(CHAT, ANSWER, documents=documents)
+    explanation = explainer.answer(expected.parts[0].text, ANSWER, documents=documents)
+    assert explanation.by("document") == expected.by("document")
+    rendered = explainer.tokenizer.apply_chat_template(CHAT, tokenize=False, add_generation_prompt=True)
+    with pytest.raises(InputError, match=r"'a\.txt' is not in it; expected messages"):
+        explainer.answer(rendered, ANSWER, documents=documents)
 
 
 def test_a_page_has_all_relevance_and_loads_nothing(explainer, tmp_path):

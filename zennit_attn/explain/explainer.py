@@ -170,13 +170,16 @@ class Explainer:
         Parameters
         ----------
         prompt : str or sequence of mapping
-            A text, or the messages of a chat: ``[{"role": "user", "content": "..."}]``. A model that hears takes audio.
+            A text, or the messages of a chat: ``[{"role": "user", "content": "..."}]``, where a content may be a list
+            of ``{"type": "text", "text": "..."}`` and ``{"type": "image", "image": file}``. A model that hears takes
+            audio.
         answer : str, optional
             What the model answered; by default it is generated, greedily.
         documents : sequence of str or mapping of str to str, optional
-            What the model is to answer from; they stand before the last message.
+            What the model is to answer from; they stand before the last message. A text that a template made already
+            has to have them in it.
         image : optional
-            What a model looks at that takes an image with the text.
+            What a model looks at that takes an image with the text, if no message has it.
         instead : str, optional
             Another answer: what is explained is why the model gives this one rather than that, which is decided where
             they first differ: the one token's logit minus the other's there, after the words that both begin with.
