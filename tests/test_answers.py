@@ -281,6 +281,37 @@ def test_an_answer_that_has_to_begin_with_a_token():
     )
 
 
+def test_a_translation_has_a_language():
+    sizes = {"vocab_size": 410, "d_model": 24, "encoder_layers": 1, "decoder_layers": 1, "encoder_attention_heads": 2}
+    sizes |= {"decoder_attention_heads": 2, "encoder_ffn_dim": 48, "decoder_ffn_dim": 48, "max_position_embeddings": 64}
+    ids = {"bos_token_id": 0, "pad_token_id": 3, "eos_token_id": 2, "decoder_start_token_id": 2}
+    model = models.scramble(transformers.M2M100ForConditionalGeneration(transformers.M2M100Config(**sizes, **ids)))
+    # as tokenizers of NLLB and mBART have them
+    tokenizer = readers.byte_level(chat=False)
+    tokenizer.add_tokens([AddedToken("fra_Latn", special=True)])
+    tokenizer.src_lang, tokenizer.tgt_lang = "eng_Latn", None
+    explainer = Explainer(model, tokenizer)
+    for language in (None, "fra"):
+        tokenizer.tgt_lang = language
+        with pytest.raises(InputError, match=f"language {language!r}.*tgt_lang = 'eng_Latn'"):
+            explainer.answer("Who is Clara?", "Clara")
+    tokenizer.tgt_lang = "fra_Latn"
+    explanation = explainer.answer("Who is Clara?", "Clara", rows="token")
+    said = tokenizer("Clara", add_special_tokens=False)["input_ids"]
+    french = tokenizer.convert_tokens_to_ids("fra_Latn")
+    batch = {"input_ids": tokenizer("Who is Clara?", return_tensors="pt")["input_ids"]}
+    logits = model(**batch, decoder_input_ids=torch.tensor([[2, french, *said]])).logits[0, 1:-1].detach()
+    expected = logits[range(len(said)), said].tolist()
+    assert [row.logit for row in explanation.rows] == pytest.approx(expected, abs=1e-5)
+    # a setting of the model does it, too; a decoder that begins with a language has it
+    tokenizer.tgt_lang, model.generation_config.forced_bos_token_id = None, french
+    assert explainer.answer("Who is Clara?", "Clara").value == pytest.approx(explanation.value, abs=1e-5)
+    model.generation_config.forced_bos_token_id, model.config.decoder_start_token_id = None, french
+    logits = model(**batch, decoder_input_ids=torch.tensor([[french, *said]])).logits[0, :-1].detach()
+    expected = float(logits[range(len(said)), said].sum())
+    assert explainer.answer("Who is Clara?", "Clara").value == pytest.approx(expected, abs=1e-5)
+
+
 def test_special_tokens_without_a_name_are_special():
     tokenizer = readers.byte_level()
     tokenizer.add_tokens([AddedToken("<|eot|>", special=True)])

@@ -112,12 +112,42 @@ def no_image(explainer: Any) -> InputError:
 def beginning(explainer: Any) -> list[int]:
     """Return the tokens that a decoder begins with."""
     own = getattr(explainer.tokenizer, "prefix_tokens", None) if explainer.task.name == "speech to text" else None
+    if own:
+        return [int(token) for token in own]
     start = explainer.model.config.decoder_start_token_id
     if start is None:
         start = explainer.model.generation_config.decoder_start_token_id
-    # what every answer is made to begin with, as BART's
-    forced = explainer.model.generation_config.forced_bos_token_id
-    return [int(token) for token in own] if own else [int(start), *([] if forced is None else [int(forced)])]
+    # what every answer is made to begin with: a token as BART's, or that of a language
+    forced = language_of(explainer, int(start))
+    if forced is None:
+        forced = explainer.model.generation_config.forced_bos_token_id
+    return [int(start), *([] if forced is None else [int(forced)])]
+
+
+def language_of(explainer: Any, start: int) -> int | None:
+    """Return the token of the language that a model is to translate to, None where it needs none.
+
+    Raises
+    ------
+    InputError
+        If it needs one, and there is none, or none of that name.
+    """
+    tokenizer = explainer.tokenizer
+    usual = {tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id}
+    # a decoder may begin with the language, as that of a model for one does
+    if not hasattr(tokenizer, "tgt_lang") or start not in usual:
+        return None
+    name = tokenizer.tgt_lang
+    if name is None and explainer.model.generation_config.forced_bos_token_id is not None:
+        return None
+    code = getattr(tokenizer, "lang_code_to_token", {}).get(name, name)
+    found = None if name is None else tokenizer.convert_tokens_to_ids(code)
+    if found is None or found == tokenizer.unk_token_id:
+        raise InputError(
+            f"got the language {name!r} for {explainer.name!r}, which translates to several; expected one as its "
+            f"tokenizer writes it: explainer.tokenizer.tgt_lang = {tokenizer.src_lang!r}"
+        )
+    return int(found)
 
 
 def with_image(explainer: Any, given: str | list[Message], documents: Mapping[str, str], images: list[Any]) -> Source:
