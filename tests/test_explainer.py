@@ -175,6 +175,27 @@ def test_an_answer_in_a_text_is_its_first_and_last_token():
     assert Explainer(model, tokenizer)(*given).label in given[1]
 
 
+def test_an_answer_in_a_text_of_a_tokenizer_without_places():
+    model = models.scramble(
+        transformers.BertForQuestionAnswering(transformers.BertConfig(**{**BERT, "vocab_size": 384}))
+    )
+    tokenizer = transformers.ByT5Tokenizer()
+    question, text = "Who is Clara?", "Clara has a goat"
+    explainer = Explainer(model, tokenizer)
+    explanation = explainer(question, text, target="Clara")
+    ids = tokenizer(question, text, return_tensors="pt")["input_ids"]
+    # a byte is a token, and one ends the question
+    first = len(question) + 1
+    output = model(ids)
+    expected = output.start_logits[0, first] + output.end_logits[0, first + len("Clara") - 1]
+    assert explanation.value == pytest.approx(float(expected), rel=1e-5)
+    # what ends the text is no answer, however sure
+    model.qa_outputs.bias.zero_()
+    assert "</s>" not in explainer(question, text).label
+    with pytest.raises(InputError, match="expected the words, or a fast tokenizer"):
+        explainer(question, text, target=(0, 5))
+
+
 def test_similarity_is_the_cosine_of_two_texts():
     model, tokenizer, given, _ = text_models()["similarity"]
     explanation = Explainer(model, tokenizer)(*given)

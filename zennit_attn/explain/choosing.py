@@ -198,7 +198,8 @@ def span_target(explainer: Any, reading: Reading, wanted: Any, contrastive: bool
     without_contrast(explainer, contrastive)
     text, start = reading.parts["input_ids"], reading.about["context"]
     assert isinstance(text, Text)
-    inside = [index for index, (first, last) in enumerate(text.spans) if last > first >= start]
+    spans = zip(text.spans, text.special, strict=True)
+    inside = [index for index, ((first, last), own) in enumerate(spans) if last > first >= start and not own]
     if wanted is None:
 
         def choose(logits: Tensor) -> Tensor:
@@ -213,6 +214,11 @@ def span_target(explainer: Any, reading: Reading, wanted: Any, contrastive: bool
         if place < 0:
             raise InputError(f"got the target {wanted!r}, expected words of the text that holds the answer")
         span = (place, place + len(wanted))
+    elif reading.about.get("is_slow"):
+        raise InputError(
+            f"got the target {wanted!r} for {type(explainer.tokenizer).__name__}, which does not tell where its tokens "
+            "are in the text; expected the words, or a fast tokenizer"
+        )
     else:
         span = (wanted[0] + start, wanted[1] + start)
     within = [index for index in inside if text.spans[index][0] < span[1] and text.spans[index][1] > span[0]]

@@ -370,8 +370,17 @@ def read_question(explainer: Any, *given: str) -> Reading:
     if len(given) != 2:
         raise InputError(f"got {len(given)} texts, expected a question and a text that holds its answer")
     batch, text = encoded(explainer.tokenizer, *given)
-    start = len(given[0]) + 1
-    return Reading(batch, {"input_ids": text}, {"context": start})
+    if explainer.tokenizer.is_fast:
+        return Reading(batch, {"input_ids": text}, {"context": len(given[0]) + 1})
+    # where the text's own tokens are among those of both
+    ids, own = batch["input_ids"][0].tolist(), explainer.tokenizer(given[1], add_special_tokens=False)["input_ids"]
+    first = next((place for place in range(len(ids) - len(own), 0, -1) if ids[place : place + len(own)] == own), None)
+    if first is None:
+        raise InputError(
+            f"got {type(explainer.tokenizer).__name__}, which reads a text after a question in other tokens than "
+            "alone; expected a fast tokenizer, which tells where its tokens are"
+        )
+    return Reading(batch, {"input_ids": text}, {"context": text.spans[first][0], "is_slow": True})
 
 
 def read_two_texts(explainer: Any, *given: str) -> Reading:
