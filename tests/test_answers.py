@@ -378,6 +378,12 @@ def test_an_image_and_a_text_have_shares_of_an_answer(tmp_path):
     # what stands for the image in the text has nothing of its own
     places = [index for index, token in enumerate(prompt.tokens) if token.strip() == "<image>"]
     assert not prompt.relevance[:, places].any()
+    # and is one token of a picture
+    folded = prompt.folded()
+    assert [token.strip() for token in folded.tokens[:2]] == ["<s>", "<image> × 16"]
+    assert len(folded.tokens) == len(prompt.tokens) - 15
+    np.testing.assert_allclose(folded.relevance.sum(1), prompt.relevance.sum(1), rtol=1e-5)
+    assert page_of(explanation)["prompt"]["labels"] == list(folded.tokens)
     # or of a text alone
     assert explainer.answer("Who is Clara?", "Clara").parts[0].text == "Who is Clara?"
 

@@ -189,7 +189,7 @@ class Explanation:
         """
         title = self.title() if title is None else title
         images = [part for part in self.parts if isinstance(part, Picture)]
-        texts = [part for part in self.parts if isinstance(part, Text)]
+        texts = [part.folded() for part in self.parts if isinstance(part, Text)]
         if images and texts:
             image, text = images[0], texts[0]
             values = (image.relevance.sum(0), image.pixels, list(text.tokens), text.relevance.sum(0))
