@@ -15,6 +15,7 @@ from tokenizers import AddedToken
 
 from zennit_attn import AttnLRPComposite, Explainer, Explanation, InputXGradient, targets
 from zennit_attn.errors import InputError
+from zennit_attn.explain import mosaics
 from zennit_attn.explain.pages import page_of
 from zennit_attn.explain.units import sentences, words
 
@@ -386,6 +387,104 @@ def test_an_image_and_a_text_have_shares_of_an_answer(tmp_path):
     assert page_of(explanation)["prompt"]["labels"] == list(folded.tokens)
     # or of a text alone
     assert explainer.answer("Who is Clara?", "Clara").parts[0].text == "Who is Clara?"
+
+
+def qwen2_vl():
+    """Return an explainer of a model that takes patches in a row."""
+    tokenizer = readers.byte_level(chat=False)
+    names = ["<|vision_start|>", "<|vision_end|>", "<|image_pad|>", "<|video_pad|>"]
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<|start|>", *names]})
+    start, end, tokenizer.image_token, tokenizer.video_token = names
+    keys = ("vision_start_token_id", "vision_end_token_id", "image_token_id", "video_token_id")
+    ids = dict(zip(keys, tokenizer.convert_tokens_to_ids(names), strict=True))
+    rope = {"rope_type": "default", "mrope_section": [2, 2, 2], "rope_theta": 10000.0}
+    text = {
+        **models.SMALL,
+        "vocab_size": 500,
+        "num_hidden_layers": 2,
+        "num_key_value_heads": 2,
+        "rope_parameters": rope,
+    }
+    text |= {"bos_token_id": 0, "eos_token_id": 2}
+    eyes = {"depth": 2, "embed_dim": 32, "hidden_size": 48, "num_heads": 2, "mlp_ratio": 2, "patch_size": 8}
+    model = transformers.Qwen2VLForConditionalGeneration(
+        transformers.Qwen2VLConfig(text_config=text, vision_config=eyes, **ids)
+    )
+    processor = transformers.Qwen2VLProcessor(
+        image_processor=transformers.Qwen2VLImageProcessor(
+            patch_size=8, size={"shortest_edge": 256, "longest_edge": 4096}
+        ),
+        tokenizer=tokenizer,
+        video_processor=transformers.Qwen2VLVideoProcessor(),
+    )
+    return Explainer(models.scramble(model).eval(), processor), f"{start}{tokenizer.image_token}{end} Who is Clara?"
+
+
+def idefics3():
+    """Return an explainer of a model that takes tiles, and the whole image."""
+    tokenizer = readers.byte_level(chat=False)
+    names = ["<image>", "<fake_token_around_image>", "<global-img>", "<end_of_utterance>"]
+    names += [f"<row_{row}_col_{column}>" for row in (1, 2) for column in (1, 2)]
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<|start|>", *names]})
+    text = transformers.LlamaConfig(**{**models.SMALL, "vocab_size": 500}, num_hidden_layers=2, pad_token_id=3)
+    config = transformers.Idefics3Config(
+        text_config=text,
+        vision_config={**models.IMAGE, "num_hidden_layers": 2},
+        image_token_id=tokenizer.convert_tokens_to_ids("<image>"),
+    )
+    processor = transformers.Idefics3Processor(
+        image_processor=transformers.Idefics3ImageProcessor(
+            size={"longest_edge": 64}, max_image_size={"longest_edge": 32}
+        ),
+        tokenizer=tokenizer,
+        image_seq_len=4,
+    )
+    model = transformers.Idefics3ForConditionalGeneration(config)
+    return Explainer(models.scramble(model).eval(), processor), "<image> Who is Clara?"
+
+
+@pytest.mark.parametrize(("make", "size"), [(qwen2_vl, (48, 32)), (idefics3, (64, 64))])
+def test_an_image_in_pieces_is_put_together(make, size, tmp_path):
+    explainer, text = make()
+    photo = Image.fromarray(readers.photo()).resize(size)
+    explanation = explainer.answer(text, "Clara has a goat. Yes.", image=photo)
+    assert len(explanation.rows) == 2
+    prompt, image = explanation.parts
+    # an image of a size that is kept is seen as it is
+    eyes = explainer.reader.image_processor
+    pixels = ((np.asarray(photo) / 255 - eyes.image_mean) / eyes.image_std).transpose(2, 0, 1)
+    np.testing.assert_allclose(image.pixels, (pixels - pixels.min()) / np.ptp(pixels), atol=1e-5)
+    assert image.relevance.shape == (2, *size[::-1])
+    batch = explainer.reader(text=text, images=photo, return_tensors="pt")
+    said = explainer.tokenizer(explanation.answer.text, add_special_tokens=False)["input_ids"]
+    ids = torch.cat([batch["input_ids"], torch.tensor([said[:-1]])], 1)
+    given = {**batch, "input_ids": ids, "attention_mask": torch.ones_like(ids)}
+    if "mm_token_type_ids" in given:
+        given["mm_token_type_ids"] = torch.nn.functional.pad(batch["mm_token_type_ids"], (0, len(said) - 1))
+    attributor = InputXGradient(explainer.model, AttnLRPComposite(), argument=("input_ids", "pixel_values"))
+    _, relevance = attributor(given, targets.Answer(said))
+    expected = relevance["input_ids"][0, : len(prompt.tokens)]
+    torch.testing.assert_close(torch.from_numpy(prompt.relevance.sum(0)), expected, rtol=1e-4, atol=1e-6)
+    pieces = relevance["pixel_values"]
+    assert float(image.relevance.sum()) == pytest.approx(float(pieces.sum()), rel=1e-3)
+    # the last 8 x 8 pixels are the last patch, or those of the last tile and a quarter of as many of the whole
+    found = float(image.relevance[:, -8:, -8:].sum())
+    if make is qwen2_vl:
+        assert found == pytest.approx(float(pieces[-1].sum()), rel=1e-3)
+    else:
+        expected = pieces[0, 3, :, -8:, -8:].sum() + pieces[0, 4, :, -4:, -4:].sum()
+        assert found == pytest.approx(float(expected), rel=1e-3)
+    assert sum(explanation.shares().values()) == pytest.approx(explanation.value, abs=1e-5)
+    explanation.save(tmp_path / "why.png")
+    # one that is not is resized
+    assert np.abs(explainer.answer(text, "Clara", image=readers.photo()).parts[1].relevance).max() > 0
+
+
+def test_pieces_that_make_no_picture_are_refused(monkeypatch):
+    explainer, text = qwen2_vl()
+    monkeypatch.setattr(mosaics.Patches, "__call__", lambda self, values, mean=False: values.reshape(1, 3, 32, -1))
+    with pytest.raises(InputError, match="takes in pieces"):
+        explainer.answer(text, "Clara", image=readers.photo())
 
 
 #: A template that takes parts, and one that takes those of users, as Llama 3.2's.

@@ -135,8 +135,13 @@ def traced(
     batch = moved(source.arguments(ids, explainer.model), explainer.model, explainer.device)
     target = Each(chosen, chunk) if len(chosen) > 1 else chosen[0]
     output, relevance = explainer.attribute(batch, target, (source.argument, *source.parts))
-    # a batch of one sample, after the rows where there are several
-    found = {name: values[:, 0] if len(chosen) > 1 else values for name, values in relevance.items()}
+    found = {}
+    for name, values in relevance.items():
+        if name == "pixel_values" and source.mosaic is not None:
+            found[name] = source.mosaic(values if len(chosen) > 1 else values[None])
+        else:
+            # a batch of one sample, after the rows where there are several
+            found[name] = values[:, 0] if len(chosen) > 1 else values
     values = found[source.argument].detach().cpu().numpy()
     # the last token was not read: nothing went there
     inside = np.concatenate([values[:, len(source.prefix) :], np.zeros((len(chosen), 1), values.dtype)], 1)

@@ -6,7 +6,7 @@ given size of which the grey values say where each pixel comes from.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +15,8 @@ from PIL import Image
 
 from ..errors import InputError
 
+#: What a model sees of an image.
+Look = Callable[[Image.Image], Any]
 #: How many pixels at each edge are not looked at, as resizing mixes them with what is beyond.
 MARGIN = 3
 #: How far an edge may be measured from that of what the model sees to be it, in pixels of the model and of the image.
@@ -74,62 +76,64 @@ def frame_of(explainer: Any, size: tuple[int, int]) -> Frame:
     InputError
         If the processor does more to it than resizing, cropping and padding.
     """
+    found = measured(lambda image: explainer.read_images(image, do_normalize=False)["pixel_values"][0], size)
+    if found is None:
+        raise InputError(
+            f"got a place in an image that {type(explainer.reader).__name__} does more to than to resize, crop and pad "
+            "it; expected a class alone, or (class, number of a query)"
+        )
+    return found
+
+
+def measured(look: Look, size: tuple[int, int]) -> Frame | None:
+    """Return where an image is in what is seen of it, of shape ``(channels, height, width)``; None if it is bent."""
     height, width = size
-    white = probed(explainer, np.full(size, 255, np.uint8))
-    inside = white >= white.max() - 1e-3
+
+    def seen(grey: Any) -> Any:
+        image = Image.fromarray(np.ascontiguousarray(np.broadcast_to(grey, size))).convert("RGB")
+        return look(image).double().mean(0).numpy()
+
+    white = seen(np.uint8(255))
     if not white.max() > 0:
-        raise refused(explainer)
+        return None
+    inside = white >= white.max() - 1e-3
     edges = []
     for axis, length in ((1, width), (0, height)):
         # as steep as there are grey values, so that a small image has whole ones
         steps = np.arange(length) * (255 / (length - 1) if length > 256 else 255 // max(length - 1, 1))
         grey = steps.round().astype(np.uint8)
-        values = probed(explainer, np.broadcast_to(grey if axis else grey[:, None], size)) / white.max() * 255
-        edges.append(fitted(explainer, values if axis else values.T, inside if axis else inside.T, steps))
+        values = seen(grey if axis else grey[:, None]) / white.max() * 255
+        found = fitted(values if axis else values.T, inside if axis else inside.T, steps)
+        if found is None:
+            return None
+        edges.append(found)
     (left, right), (top, bottom) = edges
     return Frame(left, top, right, bottom, size, white.shape)
 
 
-def fitted(explainer: Any, values: Any, inside: Any, steps: Any) -> tuple[int, int]:
-    """Return where the first and the last edge of an image are along its columns, of the grey values there.
+def fitted(values: Any, inside: Any, steps: Any) -> tuple[int, int] | None:
+    """Return where the first and the last edge of an image are along columns, of their grey values.
 
-    Raises
-    ------
-    InputError
-        If the values are on no straight line.
+    None if the values are on no straight line.
     """
     columns, length = inside.any(0).nonzero()[0], inside.shape[1]
     if len(steps) == 1:
         return int(columns[0]), int(columns[-1]) + 1
-    means = np.array([values[inside[:, column], column].mean() for column in columns])
-    places = means / (steps[1] - steps[0]) + 0.5
+    kept = [values[inside[:, column], column] for column in columns]
+    places = np.array([each.mean() for each in kept]) / (steps[1] - steps[0]) + 0.5
+    spread = max(float(np.ptp(each)) for each in kept) / (steps[1] - steps[0])
     margin = MARGIN if len(steps) > 4 * MARGIN else 0.5
-    kept = (places > margin) & (places < len(steps) - margin)
-    if kept.sum() < 2:
-        raise refused(explainer)
-    slope, start = np.polyfit(places[kept], columns[kept] + 0.5, 1)
+    clear = (places > margin) & (places < len(steps) - margin)
+    if clear.sum() < 2:
+        return None
+    slope, start = np.polyfit(places[clear], columns[clear] + 0.5, 1)
     found = [start, start + slope * len(steps)]
-    miss = np.abs(places[kept] * slope + start - columns[kept] - 0.5).max()
+    miss = max(np.abs(places[clear] * slope + start - columns[clear] - 0.5).max(), spread * slope)
     if slope <= 0 or miss > max(1.0, slope) + BENT * (found[1] - found[0]):
-        raise refused(explainer)
+        return None
     close = max(CLOSE[0], CLOSE[1] * slope)
     # most images are seen whole, and there the edge is exact
     first, last = (
         side if abs(edge - side) < close else round(edge) for edge, side in zip(found, (0, length), strict=True)
     )
     return first, last
-
-
-def probed(explainer: Any, grey: Any) -> Any:
-    """Return what a model sees of a grey image, of shape ``(height, width)``."""
-    image = Image.fromarray(np.ascontiguousarray(grey)).convert("RGB")
-    pixels = explainer.read_images(image, do_normalize=False)["pixel_values"]
-    return pixels[0].double().mean(0).numpy()
-
-
-def refused(explainer: Any) -> InputError:
-    """Return the error for a processor of which the places are not known."""
-    return InputError(
-        f"got a place in an image that {type(explainer.reader).__name__} does more to than to resize, crop and pad it; "
-        "expected a class alone, or (class, number of a query)"
-    )

@@ -15,6 +15,7 @@ import torch
 
 from ..errors import InputError
 from .loading import first_line
+from .mosaics import Patches, Tiles, mosaic_of
 from .parts import Part, Segment, Text
 from .reading import encoded, image_of, read_audio, shown, special_ids, text_of
 from .units import Span
@@ -41,6 +42,8 @@ class Source:
         What of that is explained.
     special : bool
         Whether the tokenizer added its special tokens.
+    mosaic : Patches, Tiles or None
+        How an image is put together, where the model takes it in pieces.
     """
 
     prefix: list[int]
@@ -49,6 +52,7 @@ class Source:
     batch: dict[str, Any] = field(default_factory=dict)
     parts: dict[str, Part] = field(default_factory=dict)
     special: bool = False
+    mosaic: Patches | Tiles | None = None
 
     def arguments(self, ids: Sequence[int], model: torch.nn.Module) -> dict[str, Any]:
         """Return the arguments of the model for an answer, of which the last token is only said, and read by nobody."""
@@ -177,18 +181,17 @@ def with_image(explainer: Any, given: str | list[Message], documents: Mapping[st
     # a template may have begun the text already
     first = getattr(explainer.tokenizer, "bos_token", None)
     options = {"add_special_tokens": False} if first and text.startswith(first) else {}
-    batch = dict(explainer.reader(text=text, images=image_of(images[0]), return_tensors="pt", **options))
+    picture = image_of(images[0])
+    batch = dict(explainer.reader(text=text, images=picture, return_tensors="pt", **options))
     ids = batch.pop("input_ids")[0].tolist()
     batch.pop("attention_mask", None)
-    pixels = batch["pixel_values"]
+    pixels, mosaic = batch["pixel_values"], None
     if pixels.dim() != 4 or len(pixels) != 1:
-        raise InputError(
-            f"got pixel_values of shape {tuple(pixels.shape)}, which {explainer.name!r} takes in pieces; expected "
-            "(1, channels, height, width): explain it in Python, with zennit_attn.InputXGradient"
-        )
+        mosaic = mosaic_of(explainer, batch, picture.size[::-1])
+        pixels = mosaic(pixels[None], mean=True)
     prompt = text_of(explainer.tokenizer, ids, "prompt")
     prompt = replace(prompt, segments=segments_of(prompt.text, messages, documents))
-    return Source(ids, "input_ids", prompt, batch, {"pixel_values": shown(pixels[0])})
+    return Source(ids, "input_ids", prompt, batch, {"pixel_values": shown(pixels[0])}, mosaic=mosaic)
 
 
 def named(documents: Sequence[str] | Mapping[str, str] | None) -> dict[str, str]:
