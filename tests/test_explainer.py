@@ -318,7 +318,7 @@ def test_where_an_image_is_in_what_a_model_sees(processor, edges, seen):
     # a black pixel is where it says
     pixels = np.full((40, 50, 3), 255, np.uint8)
     pixels[18:22, 23:27] = 0
-    found = explainer.read_images(Image.fromarray(pixels), do_normalize=False)["pixel_values"][0].mean(0)
+    found = explainer.reader(images=pixels, return_tensors="pt", do_normalize=False)["pixel_values"][0].mean(0)
     left, top, right, bottom = frame.of((23, 18, 27, 22))
     assert found[int((top + bottom) / 2 * seen[0]), int((left + right) / 2 * seen[1])] < 0.3
 

@@ -100,9 +100,9 @@ def rather(
 ) -> Explanation:
     """Explain why a model gives one answer rather than another: the two logits where they first differ.
 
-    What is shared out is ``z_a - z_b``, which is ``log p_a - log p_b``, as both are of one softmax (Yin and Neubig
-    2022, https://arxiv.org/abs/2202.10419, equation 5). From there on each answer goes on from another text, and the
-    logits of two softmaxes cannot be compared.
+    What is shared out is ``z_a - z_b``, which is ``log p_a - log p_b``, as both are of one softmax: a contrastive
+    explanation, as of Yin and Neubig 2022 (https://arxiv.org/abs/2202.10419). From there on each answer goes on from
+    another text, and the logits of two softmaxes cannot be compared.
 
     Raises
     ------

@@ -280,11 +280,11 @@ class Explainer:
         text = text_of(self.tokenizer, reading.batch["input_ids"][index][read].tolist())
         return text.with_relevance(relevance.detach().cpu()[index, read][None].numpy())
 
-    def read_images(self, image: Image.Image, **options: Any) -> dict[str, Any]:
-        """Return the arguments for an image, read with options of the processor."""
+    def read_images(self, image: Image.Image) -> dict[str, Any]:
+        """Return the arguments for an image."""
         if self.is_plain:
             return {"pixel_values": self.reader(image)[None]}
-        return dict(self.reader(images=image, return_tensors="pt", **options))
+        return dict(self.reader(images=image, return_tensors="pt"))
 
     def about(self, asked: Mapping[str, Any], contrastive: bool = False) -> dict[str, Any]:
         """Return what an explanation depends on."""

@@ -1,6 +1,6 @@
 """Frames: where a place of the image that was given is in what a model sees, if it is resized, cropped or padded.
 
-Image processors have many settings, in many orders. Nothing is read off them: they are asked, with three images of the
+Image processors have many settings, in many orders. Nothing is read off them: they are asked, with four images of the
 given size of which the grey values say where each pixel comes from.
 """
 
@@ -23,6 +23,8 @@ MARGIN = 3
 CLOSE = (1.0, 0.1)
 #: How far the grey values of a resized image may be from a straight line, as a share of its length.
 BENT = 0.02
+#: How far a difference of grey values is off by rounding, as a share of it.
+ROUNDING = 1e-3
 
 
 @dataclass(frozen=True)
@@ -76,7 +78,7 @@ def frame_of(explainer: Any, size: tuple[int, int]) -> Frame:
     InputError
         If the processor does more to it than resizing, cropping and padding.
     """
-    found = measured(lambda image: explainer.read_images(image, do_normalize=False)["pixel_values"][0], size)
+    found = measured(lambda image: explainer.read_images(image)["pixel_values"][0], size)
     if found is None:
         raise InputError(
             f"got a place in an image that {type(explainer.reader).__name__} does more to than to resize, crop and pad "
@@ -93,16 +95,19 @@ def measured(look: Look, size: tuple[int, int]) -> Frame | None:
         image = Image.fromarray(np.ascontiguousarray(np.broadcast_to(grey, size))).convert("RGB")
         return look(image).double().mean(0).numpy()
 
-    white = seen(np.uint8(255))
-    if not white.max() > 0:
+    # whatever a processor makes of grey values, it is a straight line of them
+    black, white = seen(np.uint8(0)), seen(np.uint8(255))
+    span = (white - black).max()
+    if not span > 0:
         return None
-    inside = white >= white.max() - 1e-3
+    # padding has one value in both
+    inside = white - black >= (1 - ROUNDING) * span
     edges = []
     for axis, length in ((1, width), (0, height)):
         # as steep as there are grey values, so that a small image has whole ones
         steps = np.arange(length) * (255 / (length - 1) if length > 256 else 255 // max(length - 1, 1))
         grey = steps.round().astype(np.uint8)
-        values = seen(grey if axis else grey[:, None]) / white.max() * 255
+        values = (seen(grey if axis else grey[:, None]) - black) / span * 255
         found = fitted(values if axis else values.T, inside if axis else inside.T, steps)
         if found is None:
             return None

@@ -84,13 +84,15 @@ def mosaic_of(explainer: Any, batch: Mapping[str, Any], size: tuple[int, int]) -
     InputError
         If that is not known.
     """
-    pixels, reader = batch["pixel_values"], explainer.reader.image_processor
+    pixels, reader = batch["pixel_values"], getattr(explainer.reader, "image_processor", None)
     refused = InputError(
         f"got pixel_values of shape {tuple(pixels.shape)}, which {explainer.name!r} takes in pieces; expected one "
         "image, (1, channels, height, width), or pieces as those of Qwen2-VL or Idefics3: explain it in Python, with "
         "zennit_attn.InputXGradient"
     )
     mosaic: Patches | Tiles
+    if reader is None:
+        raise refused
     if pixels.dim() == 2 and "image_grid_thw" in batch and hasattr(reader, "temporal_patch_size"):
         moments, height, width = batch["image_grid_thw"][0].tolist()
         if moments != 1:
@@ -104,7 +106,7 @@ def mosaic_of(explainer: Any, batch: Mapping[str, Any], size: tuple[int, int]) -
         raise refused
 
     def look(image: Any) -> Any:
-        values = reader(images=[image], return_tensors="pt", do_normalize=False)["pixel_values"]
+        values = reader(images=[image], return_tensors="pt")["pixel_values"]
         return mosaic(values[None], mean=True)[0]
 
     try:
