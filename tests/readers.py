@@ -66,6 +66,11 @@ def images(size=32):
     return transformers.ViTImageProcessor(size={"height": size, "width": size})
 
 
+def clip_images(size=32, crop=32):
+    """Return an image processor that crops, as CLIP's."""
+    return transformers.CLIPImageProcessor(size={"shortest_edge": size}, crop_size={"height": crop, "width": crop})
+
+
 def photo(size=40):
     """Return an image as an array."""
     return np.random.default_rng(0).integers(0, 255, (size, size + 10, 3), dtype=np.uint8)

@@ -10,10 +10,12 @@ import pytest
 import readers
 import torch
 import transformers
+from PIL import Image
 from tokenizers import AddedToken
 
 from zennit_attn import AttnLRPComposite, Explainer, Explanation, InputXGradient, targets
 from zennit_attn.errors import InputError
+from zennit_attn.explain import mosaics
 from zennit_attn.explain.pages import page_of
 from zennit_attn.explain.units import sentences, words
 
@@ -146,11 +148,37 @@ def test_what_is_explained_of_each_token(explainer, kind):
 
 
 def test_one_answer_rather_than_another(explainer):
-    one, other = (explainer.answer(CHAT, text, rows="answer") for text in ("Paris", "Rome is high"))
-    explanation = explainer.answer(CHAT, "Paris", instead="Rome is high")
-    np.testing.assert_allclose(explanation.relevance, one.relevance - other.relevance, atol=1e-6)
-    assert explanation.value == pytest.approx(one.value - other.value)
-    assert explanation.label == "Paris rather than Rome is high"
+    texts = ("Clara is in Paris.", "Clara is in Rome, and has a goat")
+    explanation = explainer.answer(CHAT, texts[0], instead=texts[1])
+    ids = explainer.tokenizer.apply_chat_template(CHAT, add_generation_prompt=True)["input_ids"]
+    one, other = (explainer.tokenizer(text, add_special_tokens=False)["input_ids"] for text in texts)
+    place = next(number for number, pair in enumerate(zip(one, other, strict=False)) if len(set(pair)) > 1)
+    assert place > 1
+    batch = {"input_ids": torch.tensor([[*ids, *one[:place]]])}
+    logs = explainer.model(**batch).logits[0, -1].detach().double().log_softmax(-1)
+    # of probabilities, although it is of logits; the model is float32
+    assert explanation.value == pytest.approx(float(logs[one[place]] - logs[other[place]]), abs=1e-5)
+    wanted = targets.Labels([one[place], other[place]], [1, -1])
+    _, relevance = InputXGradient(explainer.model, AttnLRPComposite())(batch, wanted)
+    got = np.concatenate([explanation.matrix[0], explanation.answer.relevance[0]])
+    torch.testing.assert_close(torch.from_numpy(got[: len(ids) + place]), relevance[0], rtol=1e-5, atol=1e-7)
+    # what comes later has none, and is there
+    assert not got[len(ids) + place :].any()
+    assert len(explanation.answer.tokens) == len(one)
+    assert explanation.label == " rather than ".join(texts)
+    assert set(explanation.shares()) == {"prompt", "answer", "everything else"}
+    assert sum(explanation.shares().values()) == pytest.approx(explanation.value, abs=1e-6)
+    # the other way round it is the negative, whatever their lengths are
+    again = explainer.answer(CHAT, texts[1], instead=texts[0])
+    np.testing.assert_allclose(again.matrix, -explanation.matrix, atol=1e-6)
+    for options, message in [
+        ({"instead": "Clara is"}, "differ in a token"),
+        ({"instead": texts[1], "rows": "tokn"}, "nearest: 'token'"),
+        ({"instead": texts[1], "rows": "token"}, "is one row"),
+        ({"instead": texts[1], "target": targets.LogProb}, "expected none"),
+    ]:
+        with pytest.raises(InputError, match=message):
+            explainer.answer(CHAT, texts[0], **options)
 
 
 def test_units_of_the_answer(explainer):
@@ -244,11 +272,45 @@ def test_an_answer_that_has_to_begin_with_a_token():
     explanation = explainer.answer("Who is Clara?", rows="token", max_new_tokens=4)
     assert "<s>" not in explanation.answer.text
     ids = [row.index for row in explanation.rows]
+    # 64 tokens, before one of them is read
+    with pytest.raises(InputError, match="expected at most 64"):
+        explainer.answer("a dog " * 40)
     batch = {"input_ids": explainer.tokenizer("Who is Clara?", return_tensors="pt")["input_ids"]}
     logits = model(**batch, decoder_input_ids=torch.tensor([[2, 0, *ids]])).logits[0].detach()
     assert [row.logit for row in explanation.rows] == pytest.approx(
         [float(logits[1 + number, index]) for number, index in enumerate(ids)], abs=1e-5
     )
+
+
+def test_a_translation_has_a_language():
+    sizes = {"vocab_size": 410, "d_model": 24, "encoder_layers": 1, "decoder_layers": 1, "encoder_attention_heads": 2}
+    sizes |= {"decoder_attention_heads": 2, "encoder_ffn_dim": 48, "decoder_ffn_dim": 48, "max_position_embeddings": 64}
+    ids = {"bos_token_id": 0, "pad_token_id": 3, "eos_token_id": 2, "decoder_start_token_id": 2}
+    model = models.scramble(transformers.M2M100ForConditionalGeneration(transformers.M2M100Config(**sizes, **ids)))
+    # as tokenizers of NLLB and mBART have them
+    tokenizer = readers.byte_level(chat=False)
+    tokenizer.add_tokens([AddedToken("fra_Latn", special=True)])
+    tokenizer.src_lang, tokenizer.tgt_lang = "eng_Latn", None
+    explainer = Explainer(model, tokenizer)
+    for language in (None, "fra"):
+        tokenizer.tgt_lang = language
+        with pytest.raises(InputError, match=f"language {language!r}.*tgt_lang = 'eng_Latn'"):
+            explainer.answer("Who is Clara?", "Clara")
+    tokenizer.tgt_lang = "fra_Latn"
+    explanation = explainer.answer("Who is Clara?", "Clara", rows="token")
+    said = tokenizer("Clara", add_special_tokens=False)["input_ids"]
+    french = tokenizer.convert_tokens_to_ids("fra_Latn")
+    batch = {"input_ids": tokenizer("Who is Clara?", return_tensors="pt")["input_ids"]}
+    logits = model(**batch, decoder_input_ids=torch.tensor([[2, french, *said]])).logits[0, 1:-1].detach()
+    expected = logits[range(len(said)), said].tolist()
+    assert [row.logit for row in explanation.rows] == pytest.approx(expected, abs=1e-5)
+    # a setting of the model does it, too; a decoder that begins with a language has it
+    tokenizer.tgt_lang, model.generation_config.forced_bos_token_id = None, french
+    assert explainer.answer("Who is Clara?", "Clara").value == pytest.approx(explanation.value, abs=1e-5)
+    model.generation_config.forced_bos_token_id, model.config.decoder_start_token_id = None, french
+    logits = model(**batch, decoder_input_ids=torch.tensor([[french, *said]])).logits[0, :-1].detach()
+    expected = float(logits[range(len(said)), said].sum())
+    assert explainer.answer("Who is Clara?", "Clara").value == pytest.approx(expected, abs=1e-5)
 
 
 def test_special_tokens_without_a_name_are_special():
@@ -281,7 +343,8 @@ def test_speech_is_heard(tmp_path):
     explanation.save(tmp_path / "speech.png")
 
 
-def test_an_image_and_a_text_have_shares_of_an_answer(tmp_path):
+def llava(template=None):
+    """Return an explainer of a model that sees, with a template for its chats."""
     text = transformers.LlamaConfig(**{**models.SMALL, "vocab_size": 500}, num_hidden_layers=2)
     vision = transformers.CLIPVisionConfig(**models.IMAGE, num_hidden_layers=2)
     config = transformers.LlavaConfig(
@@ -292,16 +355,19 @@ def test_an_image_and_a_text_have_shares_of_an_answer(tmp_path):
     tokenizer.add_special_tokens({"additional_special_tokens": ["<|start|>", "<image>"]})
     model.config.image_token_id = tokenizer.convert_tokens_to_ids("<image>")
     processor = transformers.LlavaProcessor(
-        image_processor=transformers.CLIPImageProcessor(
-            size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32}
-        ),
+        image_processor=readers.clip_images(),
         tokenizer=tokenizer,
         patch_size=8,
         vision_feature_select_strategy="default",
         image_token="<image>",
         num_additional_image_tokens=1,
+        chat_template=template,
     )
-    explainer = Explainer(model, processor)
+    return Explainer(model, processor)
+
+
+def test_an_image_and_a_text_have_shares_of_an_answer(tmp_path):
+    explainer = llava()
     explanation = explainer.answer("<image> Who is Clara?", "Clara has a goat.", image=readers.photo())
     prompt, image = explanation.parts
     assert prompt.text.count("<image>") == 16
@@ -313,8 +379,186 @@ def test_an_image_and_a_text_have_shares_of_an_answer(tmp_path):
     # what stands for the image in the text has nothing of its own
     places = [index for index, token in enumerate(prompt.tokens) if token.strip() == "<image>"]
     assert not prompt.relevance[:, places].any()
+    # and is one token of a picture
+    folded = prompt.folded()
+    assert [token.strip() for token in folded.tokens[:2]] == ["<s>", "<image> × 16"]
+    assert len(folded.tokens) == len(prompt.tokens) - 15
+    np.testing.assert_allclose(folded.relevance.sum(1), prompt.relevance.sum(1), rtol=1e-5)
+    assert page_of(explanation)["prompt"]["labels"] == list(folded.tokens)
     # or of a text alone
     assert explainer.answer("Who is Clara?", "Clara").parts[0].text == "Who is Clara?"
+
+
+def qwen2_vl():
+    """Return an explainer of a model that takes patches in a row."""
+    tokenizer = readers.byte_level(chat=False)
+    names = ["<|vision_start|>", "<|vision_end|>", "<|image_pad|>", "<|video_pad|>"]
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<|start|>", *names]})
+    start, end, tokenizer.image_token, tokenizer.video_token = names
+    keys = ("vision_start_token_id", "vision_end_token_id", "image_token_id", "video_token_id")
+    ids = dict(zip(keys, tokenizer.convert_tokens_to_ids(names), strict=True))
+    rope = {"rope_type": "default", "mrope_section": [2, 2, 2], "rope_theta": 10000.0}
+    text = {
+        **models.SMALL,
+        "vocab_size": 500,
+        "num_hidden_layers": 2,
+        "num_key_value_heads": 2,
+        "rope_parameters": rope,
+    }
+    text |= {"bos_token_id": 0, "eos_token_id": 2}
+    eyes = {"depth": 2, "embed_dim": 32, "hidden_size": 48, "num_heads": 2, "mlp_ratio": 2, "patch_size": 8}
+    model = transformers.Qwen2VLForConditionalGeneration(
+        transformers.Qwen2VLConfig(text_config=text, vision_config=eyes, **ids)
+    )
+    processor = transformers.Qwen2VLProcessor(
+        image_processor=transformers.Qwen2VLImageProcessor(
+            patch_size=8, size={"shortest_edge": 256, "longest_edge": 4096}
+        ),
+        tokenizer=tokenizer,
+        video_processor=transformers.Qwen2VLVideoProcessor(),
+    )
+    return Explainer(models.scramble(model).eval(), processor), f"{start}{tokenizer.image_token}{end} Who is Clara?"
+
+
+def idefics3():
+    """Return an explainer of a model that takes tiles, and the whole image."""
+    tokenizer = readers.byte_level(chat=False)
+    names = ["<image>", "<fake_token_around_image>", "<global-img>", "<end_of_utterance>"]
+    names += [f"<row_{row}_col_{column}>" for row in (1, 2) for column in (1, 2)]
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<|start|>", *names]})
+    text = transformers.LlamaConfig(**{**models.SMALL, "vocab_size": 500}, num_hidden_layers=2, pad_token_id=3)
+    config = transformers.Idefics3Config(
+        text_config=text,
+        vision_config={**models.IMAGE, "num_hidden_layers": 2},
+        image_token_id=tokenizer.convert_tokens_to_ids("<image>"),
+    )
+    processor = transformers.Idefics3Processor(
+        image_processor=transformers.Idefics3ImageProcessor(
+            size={"longest_edge": 64}, max_image_size={"longest_edge": 32}
+        ),
+        tokenizer=tokenizer,
+        image_seq_len=4,
+    )
+    model = transformers.Idefics3ForConditionalGeneration(config)
+    return Explainer(models.scramble(model).eval(), processor), "<image> Who is Clara?"
+
+
+@pytest.mark.parametrize(("make", "size"), [(qwen2_vl, (48, 32)), (idefics3, (64, 64))])
+def test_an_image_in_pieces_is_put_together(make, size, tmp_path):
+    explainer, text = make()
+    photo = Image.fromarray(readers.photo()).resize(size)
+    explanation = explainer.answer(text, "Clara has a goat. Yes.", image=photo)
+    assert len(explanation.rows) == 2
+    prompt, image = explanation.parts
+    # an image of a size that is kept is seen as it is
+    eyes = explainer.reader.image_processor
+    pixels = ((np.asarray(photo) / 255 - eyes.image_mean) / eyes.image_std).transpose(2, 0, 1)
+    np.testing.assert_allclose(image.pixels, (pixels - pixels.min()) / np.ptp(pixels), atol=1e-5)
+    assert image.relevance.shape == (2, *size[::-1])
+    batch = explainer.reader(text=text, images=photo, return_tensors="pt")
+    said = explainer.tokenizer(explanation.answer.text, add_special_tokens=False)["input_ids"]
+    ids = torch.cat([batch["input_ids"], torch.tensor([said[:-1]])], 1)
+    given = {**batch, "input_ids": ids, "attention_mask": torch.ones_like(ids)}
+    if "mm_token_type_ids" in given:
+        given["mm_token_type_ids"] = torch.nn.functional.pad(batch["mm_token_type_ids"], (0, len(said) - 1))
+    attributor = InputXGradient(explainer.model, AttnLRPComposite(), argument=("input_ids", "pixel_values"))
+    _, relevance = attributor(given, targets.Answer(said))
+    expected = relevance["input_ids"][0, : len(prompt.tokens)]
+    torch.testing.assert_close(torch.from_numpy(prompt.relevance.sum(0)), expected, rtol=1e-4, atol=1e-6)
+    pieces = relevance["pixel_values"]
+    assert float(image.relevance.sum()) == pytest.approx(float(pieces.sum()), rel=1e-3)
+    # the last 8 x 8 pixels are the last patch, or those of the last tile and a quarter of as many of the whole
+    found = float(image.relevance[:, -8:, -8:].sum())
+    if make is qwen2_vl:
+        assert found == pytest.approx(float(pieces[-1].sum()), rel=1e-3)
+    else:
+        expected = pieces[0, 3, :, -8:, -8:].sum() + pieces[0, 4, :, -4:, -4:].sum()
+        assert found == pytest.approx(float(expected), rel=1e-3)
+    assert sum(explanation.shares().values()) == pytest.approx(explanation.value, abs=1e-5)
+    explanation.save(tmp_path / "why.png")
+    # one that is not is resized
+    assert np.abs(explainer.answer(text, "Clara", image=readers.photo()).parts[1].relevance).max() > 0
+
+
+def test_pieces_that_make_no_picture_are_refused(monkeypatch):
+    explainer, text = qwen2_vl()
+    monkeypatch.setattr(mosaics.Patches, "__call__", lambda self, values, mean=False: values.reshape(1, 3, 32, -1))
+    with pytest.raises(InputError, match="takes in pieces"):
+        explainer.answer(text, "Clara", image=readers.photo())
+
+
+#: A template that takes parts, and one that takes those of users, as Llama 3.2's.
+PARTS = (
+    "{% for message in messages %}<|start|>{{ message['role'] }}\n{% for part in message['content'] %}"
+    "{% if part['type'] == 'image' %}<image>{% else %}{{ part['text'] }}{% endif %}{% endfor %}<|end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|start|>assistant\n{% endif %}"
+)
+MIXED = PARTS.replace(
+    "{% for part", "{% if message['role'] == 'system' %}{{ message['content'] }}{% else %}{% for part", 1
+).replace("{% endfor %}<|end|>", "{% endfor %}{% endif %}<|end|>")
+
+
+@pytest.mark.parametrize("template", [PARTS, MIXED], ids=["parts", "mixed"])
+def test_messages_have_texts_and_images(template, tmp_path):
+    explainer, file = llava(template), tmp_path / "photo.png"
+    Image.fromarray(readers.photo()).save(file)
+    before = [
+        {"role": "system", "content": "Be brief."},
+        {"role": "user", "content": "Who is Bob?"},
+        {"role": "assistant", "content": [{"type": "text", "text": "Bob has a dog!"}]},
+    ]
+    last = {"type": "text", "text": "Who is Clara?"}
+    expected = explainer.answer([*before, {"role": "user", "content": last["text"]}], "Clara", image=readers.photo())
+    prompt, _ = expected.parts
+    for message in ("system\nBe brief.<|end|>", "user\nWho is Bob?<|end|>", "assistant\nBob has a dog!<|end|>"):
+        assert message in prompt.text
+    assert prompt.text.count("<image>") == 16
+    assert [segment.name for segment in prompt.segments] == ["system", "user", "assistant", "user"]
+    for part in ({"image": file}, {"path": str(file)}, {"image": Image.open(file)}):
+        content = [{"type": "image", **part}, last]
+        found = explainer.answer([*before, {"role": "user", "content": content}], "Clara")
+        np.testing.assert_array_equal(found.matrix, expected.matrix)
+    # the place of the image is where it stands
+    content = [last, {"type": "image"}]
+    found = explainer.answer([*before, {"role": "user", "content": content}], "Clara", image=file)
+    assert found.parts[0].text.index("Clara") < found.parts[0].text.index("<image>")
+    # without one it is a chat
+    (prompt,) = explainer.answer(before[:2], "Clara").parts
+    assert "system\nBe brief.<|end|>" in prompt.text
+    for messages, options, message in [
+        ([{"role": "user", "content": [{"type": "image", "image": file}, last]}], {"image": file}, "got 2 images"),
+        ([{"role": "user", "content": [{"type": "image"}, last]}], {}, "an image that is not given"),
+        ([{"role": "user", "content": [{"type": "video"}, last]}], {}, "got the part {'type': 'video'}"),
+        ("Who is Clara?", {"image": file}, "no place for it"),
+    ]:
+        with pytest.raises(InputError, match=message):
+            explainer.answer(messages, "Clara", **options)
+
+
+def test_a_template_that_refuses_is_said():
+    explainer = llava("{{ raise_exception('no roles of that order') }}")
+    with pytest.raises(InputError, match=r"of user \(no roles of that order\); expected roles"):
+        explainer.answer([{"role": "user", "content": "Who?"}], "Clara", image=readers.photo())
+
+
+def test_parts_of_texts_are_a_text_for_a_model_of_texts(explainer):
+    parts = [{"type": "text", "text": "Who is Clara?"}, {"type": "text", "text": "Who is Bob?"}]
+    explanation = explainer.answer([{"role": "user", "content": parts}], ANSWER)
+    expected = explainer.answer([{"role": "user", "content": "Who is Clara?\nWho is Bob?"}], ANSWER)
+    np.testing.assert_array_equal(explanation.matrix, expected.matrix)
+    assert explanation.parts[0].segments == expected.parts[0].segments
+    with pytest.raises(InputError, match="it takes none"):
+        explainer.answer([{"role": "user", "content": [{"type": "image", "image": "x.png"}, *parts]}], ANSWER)
+
+
+def test_documents_of_a_rendered_text_stand_in_it(explainer):
+    documents = {"a.txt": "Clara has a goat.", "b.txt": "Bob has a dog!"}
+    expected = explainer.answer(CHAT, ANSWER, documents=documents)
+    explanation = explainer.answer(expected.parts[0].text, ANSWER, documents=documents)
+    assert explanation.by("document") == expected.by("document")
+    rendered = explainer.tokenizer.apply_chat_template(CHAT, tokenize=False, add_generation_prompt=True)
+    with pytest.raises(InputError, match=r"'a\.txt' is not in it; expected messages"):
+        explainer.answer(rendered, ANSWER, documents=documents)
 
 
 def test_a_page_has_all_relevance_and_loads_nothing(explainer, tmp_path):
@@ -341,6 +585,7 @@ def test_saved_and_loaded(explainer, tmp_path, suffix):
     explanation.save(tmp_path / f"why{suffix}")
     again = Explanation.load(tmp_path / f"why{suffix}")
     assert again == explanation
+    assert {part.relevance.dtype for part in (*again.parts, again.answer)} == {np.dtype("float32")}
     np.testing.assert_array_equal(again.matrix, explanation.matrix)
     np.testing.assert_array_equal(again.answer.relevance, explanation.answer.relevance)
     assert again.by("document") == explanation.by("document")

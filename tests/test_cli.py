@@ -78,6 +78,14 @@ def expected(model, composite, given, target):
         return attributor(given, target)
 
 
+def test_a_unit_that_is_none_is_said_before_anything_else(capsys, tmp_path):
+    given = ["explain", "--model", AGREEMENT, "--text", TEXT, "--unit", "message", "--out", tmp_path / "x.html"]
+    code, out, err = run(capsys, *given)
+    assert (code, out) == (2, "")
+    assert "got the unit 'message', expected one of ['token', 'word', 'sentence', 'line']" in err
+    assert not (tmp_path / "x.html").exists()
+
+
 @pytest.mark.parametrize(
     ("options", "composite", "target"),
     [

@@ -14,8 +14,11 @@ from PIL import Image
 
 from zennit_attn import AttnLRPComposite, Explainer, GammaViTComposite, InputXGradient, cli, targets
 from zennit_attn.errors import InputError
+from zennit_attn.explain.explainer import empty_model
+from zennit_attn.explain.frames import frame_of
 from zennit_attn.explain.tasks import TASKS, task_of
 from zennit_attn.explain.wrapping import Similarity
+from zennit_attn.rules import Gamma
 
 BERT = {"vocab_size": 300, "hidden_size": 24, "intermediate_size": 48, "num_attention_heads": 2, "num_hidden_layers": 2}
 TEXT = "The capital of France is Paris."
@@ -118,6 +121,18 @@ def test_a_next_token_is_what_the_attributor_gives():
     assert row.value == pytest.approx(float(logits[7] - (logits.sum() - logits[7]) / 399), abs=1e-6)
 
 
+def test_a_class_that_is_certain_has_its_name():
+    model, tokenizer, given, _ = text_models()["text classification"]
+    model.classifier.bias.copy_(torch.tensor([0.0, 500.0, 0.0]))
+    explainer = Explainer(model, tokenizer)
+    (row,) = explainer(*given, target=targets.LogProb()).rows
+    assert (row.label, row.index, row.value) == ("person", 1, 0.0)
+    assert row.logit == pytest.approx(float(model(**tokenizer(*given, return_tensors="pt")).logits[0, 1]), rel=1e-6)
+    (row,) = explainer(*given, target=targets.LogProb(2)).rows
+    assert (row.label, row.index) == ("place", 2)
+    assert row.value == pytest.approx(row.logit - explainer(*given, target="person").rows[0].logit, rel=1e-6)
+
+
 def test_a_masked_token_is_found_at_its_place():
     model, tokenizer, given, target = text_models()["masked token"]
     explanation = Explainer(model, tokenizer)(*given, target=target)
@@ -160,6 +175,28 @@ def test_an_answer_in_a_text_is_its_first_and_last_token():
     assert Explainer(model, tokenizer)(*given).label in given[1]
 
 
+def test_an_answer_in_a_text_of_a_tokenizer_without_places():
+    model = models.scramble(
+        transformers.BertForQuestionAnswering(transformers.BertConfig(**{**BERT, "vocab_size": 384}))
+    )
+    tokenizer = transformers.ByT5Tokenizer()
+    # its tokens are more than its letters
+    question, text = "À l'été, où était née Clara", "Clara has a goat"
+    explainer = Explainer(model, tokenizer)
+    explanation = explainer(question, text, target="Clara")
+    ids = tokenizer(question, text, return_tensors="pt")["input_ids"]
+    # a byte is a token, and one ends the question
+    first = len(question.encode()) + 1
+    output = model(ids)
+    expected = output.start_logits[0, first] + output.end_logits[0, first + len("Clara") - 1]
+    assert explanation.value == pytest.approx(float(expected), rel=1e-5)
+    # what ends the text is no answer, however sure
+    model.qa_outputs.bias.zero_()
+    assert "</s>" not in explainer(question, text).label
+    with pytest.raises(InputError, match="expected the words, or a fast tokenizer"):
+        explainer(question, text, target=(0, 5))
+
+
 def test_similarity_is_the_cosine_of_two_texts():
     model, tokenizer, given, _ = text_models()["similarity"]
     explanation = Explainer(model, tokenizer)(*given)
@@ -174,6 +211,26 @@ def test_similarity_is_the_cosine_of_two_texts():
     _, relevance = attributor(batch, targets.MaxLogit())
     for part, name in zip(explanation.parts, relevance, strict=True):
         torch.testing.assert_close(torch.from_numpy(part.relevance), relevance[name])
+
+
+@pytest.mark.parametrize("name", ["question answering", "similarity"])
+def test_modules_keep_the_names_that_they_have_in_the_model(name, tmp_path, capsys):
+    model, tokenizer, given, _ = text_models()[name]
+    pattern = "bert.encoder.*.dense" if name == "question answering" else "encoder.*.dense"
+    gamma = AttnLRPComposite(name_map=[(pattern, Gamma(1.0))])
+    explanation = Explainer(model, tokenizer, composite=gamma)(*given)
+    plain = Explainer(model, tokenizer)(*given)
+    assert explanation.value == pytest.approx(plain.value, abs=1e-6)
+    assert np.abs(explanation.matrix - plain.matrix).max() > 1e-3 * np.abs(plain.matrix).max()
+    for saved in (model, tokenizer):
+        saved.save_pretrained(tmp_path)
+    assert cli.main(["describe", "--model", str(tmp_path)]) == 0
+    out = capsys.readouterr().out
+    assert "encoder.layer" in out
+    assert "model." not in out
+    model.config._attn_implementation = "flex_attention"
+    with pytest.raises(InputError, match="expected 'sdpa' or 'eager'"):
+        Explainer(model, tokenizer)
 
 
 @pytest.mark.parametrize("name", ["image classification", "semantic segmentation", "object detection"])
@@ -223,8 +280,80 @@ def test_an_object_by_class_and_query():
     x, y, width, height = (model(pixels).pred_boxes[0, 2] * torch.tensor([50, 40, 50, 40])).tolist()
     box = (x - width / 2, y - height / 2, x + width / 2, y + height / 2)
     assert explainer(readers.photo(), target=("dog", box)).label == "dog (query 2)"
-    with pytest.raises(InputError, match="it sees nothing"):
+    with pytest.raises(InputError, match="sees nothing"):
         explainer(readers.photo(), target=("dog", (900, 900, 910, 910)))
+
+
+def test_classes_of_objects_may_have_gaps():
+    config = transformers.YolosConfig(
+        **{**SMALL_IMAGE, "image_size": [32, 32]}, num_detection_tokens=5, id2label={1: "cat", 3: "dog"}
+    )
+    model = models.scramble(transformers.YolosForObjectDetection(config)).eval()
+    # classes 0 to 3, and that there is no object
+    model.class_labels_classifier.layers[-1] = torch.nn.Linear(SMALL_IMAGE["hidden_size"], 5)
+    model.class_labels_classifier.layers[-1].bias.copy_(torch.tensor([0.0, 0.0, 0.0, 50.0, 90.0]))
+    assert Explainer(model, readers.images())(readers.photo()).label.startswith("dog (query")
+
+
+@pytest.mark.parametrize(
+    ("processor", "edges", "seen"),
+    [
+        (lambda: readers.images(64), (0, 0, 64, 64), (64, 64)),
+        # the shortest edge of 40 becomes 32, then 24 of it and 40 columns are kept
+        (lambda: readers.clip_images(32, 24), (-8, -4, 32, 28), (24, 24)),
+        # the longest edge of 50 becomes 64, and 51.2 rows a multiple of 16; the padding is on the right and below
+        (
+            lambda: transformers.YolosImageProcessor(
+                size={"longest_edge": 64, "shortest_edge": 800}, pad_size={"height": 64, "width": 96}
+            ),
+            (0, 0, 64, 48),
+            (64, 96),
+        ),
+    ],
+    ids=["resized", "cropped", "padded"],
+)
+def test_where_an_image_is_in_what_a_model_sees(processor, edges, seen):
+    explainer = Explainer(vision("semantic segmentation")[0].eval(), processor())
+    frame = frame_of(explainer, (40, 50))
+    assert ((frame.left, frame.top, frame.right, frame.bottom), frame.seen) == (edges, seen)
+    # a black pixel is where it says
+    pixels = np.full((40, 50, 3), 255, np.uint8)
+    pixels[18:22, 23:27] = 0
+    found = explainer.reader(images=pixels, return_tensors="pt", do_normalize=False)["pixel_values"][0].mean(0)
+    left, top, right, bottom = frame.of((23, 18, 27, 22))
+    assert found[int((top + bottom) / 2 * seen[0]), int((left + right) / 2 * seen[1])] < 0.3
+
+
+def test_a_region_of_a_cropped_image_is_where_it_was_given():
+    model, _, _ = vision("semantic segmentation")
+    explainer = Explainer(model.eval(), readers.clip_images(64, 32))
+    image = Image.fromarray(readers.photo(64)[:, :64])
+    # of 64 columns and rows 16 to 48 are seen, by 8 cells
+    logits = model(explainer.read_images(image)["pixel_values"]).logits[0]
+    explanation = explainer(image, target=("sky", (20, 24, 28, 28)))
+    assert logits.shape[1:] == (8, 8)
+    assert explanation.value == pytest.approx(float(logits[1, 2:3, 1:3].sum()), rel=1e-4)
+    with pytest.raises(InputError, match="sees nothing"):
+        explainer(image, target=("sky", (3, 3)))
+
+
+def test_places_that_are_not_known_are_refused():
+    class Turned(transformers.ViTImageProcessor):
+        def __call__(self, *given, **options):
+            found = super().__call__(*given, **options)
+            found["pixel_values"] = found["pixel_values"].flip(-1)
+            return found
+
+    model, _, _ = vision("semantic segmentation")
+    explainer = Explainer(model.eval(), Turned(size={"height": 64, "width": 64}))
+    with pytest.raises(InputError, match="Turned does more"):
+        explainer(readers.photo(), target=("sky", (3, 3)))
+    model, _, _ = vision("object detection")
+    pads = transformers.YolosImageProcessor(
+        size={"longest_edge": 32, "shortest_edge": 800}, pad_size={"height": 32, "width": 32}
+    )
+    with pytest.raises(InputError, match="which pads"):
+        Explainer(model.eval(), pads)(readers.photo(), target=("dog", (3, 3, 9, 9)))
 
 
 @pytest.mark.parametrize("library", ["timm", "torchvision"])
@@ -285,9 +414,7 @@ def test_zero_shot_classification_shares_out_among_image_and_text(tmp_path):
     config = transformers.CLIPConfig(text_config=text, vision_config=SMALL_IMAGE, projection_dim=24)
     model = models.scramble(transformers.CLIPModel(config)).eval()
     processor = transformers.CLIPProcessor(
-        image_processor=transformers.CLIPImageProcessor(
-            size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32}
-        ),
+        image_processor=readers.clip_images(),
         tokenizer=readers.word_pieces(),
     )
     labels = ["a dog", "a goat in Rome"]
@@ -302,6 +429,44 @@ def test_zero_shot_classification_shares_out_among_image_and_text(tmp_path):
     explanation.save(tmp_path / "clip.html")
     with pytest.raises(InputError, match="nearest"):
         Explainer(model, processor)(readers.photo(), labels, target="a dgo")
+
+
+def test_zero_shot_labels_may_be_padded_on_the_left():
+    text = {**models.SMALL, "vocab_size": 300, "num_hidden_layers": 1, "bos_token_id": 2, "eos_token_id": 3}
+    config = transformers.CLIPConfig(text_config=text, vision_config=SMALL_IMAGE, projection_dim=24)
+    tokenizer = readers.word_pieces()
+    tokenizer.padding_side = "left"
+    processor = transformers.CLIPProcessor(image_processor=readers.clip_images(), tokenizer=tokenizer)
+    model = models.scramble(transformers.CLIPModel(config)).eval()
+    labels = ["a dog", "a goat in Rome, and a dog"]
+    explanation = Explainer(model, processor)(readers.photo(), labels, target="a dog")
+    _, words = explanation.parts
+    assert words.text.split() == ["[CLS]", "a", "dog", "[SEP]"]
+    batch = processor(text=labels, images=readers.photo(), return_tensors="pt", padding=True)
+    attributor = InputXGradient(model, AttnLRPComposite(), argument=("pixel_values", "input_ids"))
+    _, relevance = attributor(batch, targets.Label(0))
+    torch.testing.assert_close(torch.from_numpy(words.relevance), relevance["input_ids"][:1, -4:])
+
+
+def test_texts_of_siglip_are_filled_up_as_in_its_training():
+    text = {**models.SMALL, "vocab_size": 300, "num_hidden_layers": 1, "max_position_embeddings": 12}
+    text |= {"bos_token_id": 2, "eos_token_id": 3, "pad_token_id": 0}
+    config = transformers.SiglipConfig(text_config=text, vision_config={**SMALL_IMAGE, "num_hidden_layers": 1})
+    model = models.scramble(transformers.SiglipModel(config)).eval()
+    tokenizer = readers.word_pieces()
+    processor = transformers.SiglipProcessor(image_processor=readers.clip_images(), tokenizer=tokenizer)
+    labels = ["a dog", "a goat in Rome"]
+    explanation = Explainer(model, processor)(readers.photo(), labels, target="a dog")
+    ids = tokenizer(labels, padding="max_length", max_length=12, return_tensors="pt")["input_ids"]
+    pixels = processor.image_processor(readers.photo(), return_tensors="pt")["pixel_values"]
+    expected = model(input_ids=ids, pixel_values=pixels).logits_per_image[0, 0]
+    assert explanation.value == pytest.approx(float(expected), rel=1e-5)
+    # what it is filled up with is read, too
+    _, words = explanation.parts
+    assert words.relevance.shape == (1, 12)
+    assert sum(explanation.shares().values()) == pytest.approx(explanation.value, abs=1e-4)
+    with pytest.raises(InputError, match="at most 12"):
+        Explainer(model, processor)(readers.photo(), ["a dog " * 12])
 
 
 def test_audio(tmp_path):
@@ -421,6 +586,20 @@ def test_an_encoder_that_pools_otherwise_is_refused(tmp_path):
         else:
             with pytest.raises(InputError, match="with pooling_mode_cls_token"):
                 Explainer(tmp_path)
+
+
+def test_an_encoder_of_a_model_with_a_decoder_is_loaded_as_what_it_is(tmp_path):
+    config = {"vocab_size": 300, "d_model": 24, "d_kv": 12, "d_ff": 48, "num_layers": 1, "num_heads": 2}
+    model = models.scramble(transformers.T5EncoderModel(transformers.T5Config(**config)))
+    tokenizer = readers.word_pieces()
+    for saved in (model, tokenizer):
+        saved.save_pretrained(tmp_path)
+    explainer = Explainer(tmp_path)
+    assert type(explainer.model) is transformers.T5EncoderModel
+    given = ["Clara has a dog", "Bob has a goat"]
+    expected = Explainer(model, tokenizer)(*given)
+    torch.testing.assert_close(explainer(*given).matrix, expected.matrix)
+    assert type(empty_model(str(tmp_path))[0].model) is transformers.T5EncoderModel
 
 
 def test_what_is_not_known_is_said():

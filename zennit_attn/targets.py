@@ -235,10 +235,15 @@ class Chosen(Target):
         super().__init__(position, attention_mask)
         self.label = label
 
+    def alone(self) -> Target:
+        """Return the target of the chosen class without the others."""
+        if self.label is None:
+            return MaxLogit(self.position, self.attention_mask)
+        return Label(self.label, self.position, self.attention_mask)
+
     def chosen(self, logits: Tensor) -> Tensor:
         """Return one at the chosen class."""
-        target: Target = MaxLogit() if self.label is None else Label(self.label)
-        return target.of_classes(logits)
+        return self.alone().of_classes(logits)
 
 
 class Contrastive(Chosen):

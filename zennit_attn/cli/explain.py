@@ -35,6 +35,10 @@ def run(args: argparse.Namespace) -> int:
     for explanation in found:
         for message in explanation.warnings:
             print(f"zennit-attn: warning: {message}", file=sys.stderr)
+    if args.unit is not None:
+        # before something is written, or said
+        for explanation in found:
+            explanation.text_part().units(args.unit)
     if len(found) > 1:
         return beside(explainers, found, args)
     (explainer,), (explanation,) = explainers, found

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -12,10 +12,10 @@ import torch
 
 from ..errors import InputError
 from ..hints import nearest
-from ..targets import Answer, Each, Label, Target
+from ..targets import Answer, Each, Label, Labels, Target
 from .explanation import Explanation
 from .loading import first_line
-from .parts import Row, Text
+from .parts import Array, Part, Row, Text
 from .prompts import Source, source_of
 from .questions import Question
 from .reading import check_length, limit_of, moved, readable, shared_out, special_ids, specials, text_of
@@ -48,17 +48,21 @@ def explain(
     chunk: int,
 ) -> Explanation:
     """Explain an answer, see :meth:`zennit_attn.Explainer.answer`."""
-    if instead is not None and rows not in (ROWS[0], ROWS[1]):
+    if instead is not None and rows in ROWS[2:]:
         raise InputError(f"got instead with rows={rows!r}; expected none: the difference of two answers is one row")
-    rows = rows if instead is None else "answer"
+    if instead is not None and kind is not None:
+        raise InputError(
+            f"got instead with target={kind.__name__}; expected none: the difference of two logits is that of their "
+            "log-probabilities, and does not depend on other tokens"
+        )
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         source, ids, text = said(explainer, given, answer, documents, image, max_new_tokens, rows)
-    (found,) = explainer.explain([question(explainer, source, ids, text, rows, kind or Label, chunk)])
-    if instead is not None:
-        other_ids, other = taken(explainer.tokenizer, source, instead)
-        (rather,) = explainer.explain([question(explainer, source, other_ids, other, rows, kind or Label, chunk)])
-        found = found.minus(rather)
+        if instead is None:
+            whole = question(explainer, source, ids, text, rows, kind or Label, chunk)
+        else:
+            whole = rather(explainer, source, ids, text, *taken(explainer.tokenizer, source, instead))
+    (found,) = explainer.explain([whole])
     messages = [first_line(str(item.message)) for item in caught]
     return replace(found, warnings=tuple(dict.fromkeys([*messages, *found.warnings])))
 
@@ -91,6 +95,9 @@ def said(
     source = source_of(explainer, given, documents, image)
     room = limit_of(explainer.model, explainer.tokenizer)
     check_length(len(source.prefix) + (max_new_tokens or 1), room, explainer.name)
+    if "input_ids" in source.batch:
+        # what an encoder reads
+        check_length(source.batch["input_ids"].shape[1], room, explainer.name)
     if answer is not None:
         return source, *taken(explainer.tokenizer, source, answer)
     count = min(LENGTH, room - len(source.prefix)) if max_new_tokens is None else max_new_tokens
@@ -102,27 +109,92 @@ def question(
     explainer: Any, source: Source, ids: list[int], text: Text, rows: str, kind: type[Target], chunk: int
 ) -> Question:
     """Return the question for the tokens of an answer, in rows."""
-    check_length(len(source.prefix) + len(ids), limit_of(explainer.model, explainer.tokenizer), explainer.name)
     groups = [("", list(range(len(ids))))] if rows == "answer" else text.groups(rows)
     chosen = [Answer(ids, kind, indices) for _, indices in groups]
-    target = Each(chosen, chunk) if len(chosen) > 1 else chosen[0]
     about = explainer.about({"target": kind.__name__, "rows": rows})
+
+    def made(logits: torch.Tensor, parts: tuple[Part, ...], inside: Array) -> Explanation:
+        found = [row_of(text, indices, each, logits) for (_, indices), each in zip(groups, chosen, strict=True)]
+        own = replace(text, name="answer").with_relevance(inside)
+        return Explanation("answer", parts, tuple(found), own, about)
+
+    return asked(explainer, source, ids, chosen, chunk, made)
+
+
+def rather(explainer: Any, source: Source, ids: list[int], text: Text, other_ids: list[int], other: Text) -> Question:
+    """Return why a model gives one answer rather than another: the two logits where they first differ.
+
+    What is shared out is ``z_a - z_b``, which is ``log p_a - log p_b``, as both are of one softmax: a contrastive
+    explanation, as of Yin and Neubig 2022 (https://arxiv.org/abs/2202.10419). From there on each answer goes on from
+    another text, and the logits of two softmaxes cannot be compared.
+
+    Raises
+    ------
+    InputError
+        If one answer begins with all of the other.
+    """
+    pairs = zip(ids, other_ids, strict=False)
+    place = next((number for number, (one, two) in enumerate(pairs) if one != two), None)
+    if place is None:
+        raise InputError(
+            f"got the answers {text.text.strip()!r} and {other.text.strip()!r}, of which one begins with all of the "
+            "other; expected two that differ in a token"
+        )
+    target = Labels([ids[place], other_ids[place]], [1, -1], position=-1)
+    names = [each.text[slice(*each.spans[place])].strip() or each.tokens[place] for each in (text, other)]
+    about = explainer.about({"target": repr(target), "rows": "answer", "rather_than": other.text})
+
+    def made(logits: torch.Tensor, parts: tuple[Part, ...], inside: Array) -> Explanation:
+        # what comes after the token was not read
+        own = replace(text, name="answer").with_relevance(np.pad(inside, ((0, 0), (0, len(ids) - place - 1))))
+        value = float(logits[0, -1, ids[place]].double() - logits[0, -1, other_ids[place]].double())
+        row = Row(" rather than ".join(names), value, span=text.spans[place])
+        return Explanation("answer", parts, (row,), own, about)
+
+    return asked(explainer, source, ids[: place + 1], [target], 1, made)
+
+
+def asked(
+    explainer: Any,
+    source: Source,
+    ids: list[int],
+    chosen: Sequence[Target],
+    chunk: int,
+    made: Callable[[torch.Tensor, tuple[Part, ...], Array], Explanation],
+) -> Question:
+    """Return a question for tokens that a model goes on with.
+
+    Parameters
+    ----------
+    explainer, source, ids
+        The model, what it goes on from, and the tokens.
+    chosen : sequence of Target
+        What is explained, a row each.
+    chunk : int
+        How many rows share a backward pass.
+    made : callable
+        ``(logits that predict the tokens, parts with their relevance, relevance of the tokens) -> Explanation``.
+    """
+    check_length(len(source.prefix) + len(ids), limit_of(explainer.model, explainer.tokenizer), explainer.name)
     unknown = explainer.unknown(torch.tensor([*source.prefix, *ids]))
 
     def finish(output: torch.Tensor, relevance: Mapping[str, torch.Tensor]) -> Explanation:
-        # a batch of one sample, after the rows where there are several
-        found = {name: values[:, 0] if len(chosen) > 1 else values for name, values in relevance.items()}
-        logits = output[:, -len(ids) :]
-        made = [row_of(text, indices, each, logits) for (_, indices), each in zip(groups, chosen, strict=True)]
-        values = found[source.argument].detach().cpu().numpy()
+        found = {}
+        for name, values in relevance.items():
+            if name == "pixel_values" and source.mosaic is not None:
+                found[name] = source.mosaic(values if len(chosen) > 1 else values[None])
+            else:
+                # a batch of one sample, after the rows where there are several
+                found[name] = values[:, 0] if len(chosen) > 1 else values
+        read = found[source.argument].detach().cpu().numpy()
         # the last token was not read: nothing went there
-        inside = np.concatenate([values[:, len(source.prefix) :], np.zeros((len(chosen), 1), values.dtype)], 1)
+        inside = np.concatenate([read[:, len(source.prefix) :], np.zeros((len(chosen), 1), read.dtype)], 1)
         parts = [shared_out(name, part, found[name]) for name, part in source.parts.items()]
         if source.prompt is not None:
-            parts.insert(0, source.prompt.with_relevance(values[:, : len(source.prefix)]))
-        own = replace(text, name="answer").with_relevance(inside)
-        return Explanation("answer", tuple(parts), tuple(made), own, about, unknown)
+            parts.insert(0, source.prompt.with_relevance(read[:, : len(source.prefix)]))
+        return replace(made(output[:, -len(ids) :], tuple(parts), inside), warnings=unknown)
 
+    target = Each(chosen, chunk) if len(chosen) > 1 else chosen[0]
     return Question(source.arguments(ids), (source.argument, *source.parts), target, finish, len(ids))
 
 

@@ -18,6 +18,7 @@ from torch import Tensor
 from .. import targets
 from ..errors import InputError
 from ..hints import nearest
+from .frames import frame_of
 from .parts import Text
 from .reading import Reading, moved
 
@@ -26,6 +27,8 @@ Choose = Callable[[Tensor], Tensor]
 Places = Sequence[Sequence[int]]
 #: How labels of token classifiers name what is nothing.
 OUTSIDE = ("O", "LABEL_0")
+#: How far a place is moved, in cells of an output, by rounding.
+ROUNDING = 1e-6
 
 
 class Cells(targets.Target):
@@ -195,7 +198,8 @@ def span_target(explainer: Any, reading: Reading, wanted: Any, contrastive: bool
     without_contrast(explainer, contrastive)
     text, start = reading.parts["input_ids"], reading.about["context"]
     assert isinstance(text, Text)
-    inside = [index for index, (first, last) in enumerate(text.spans) if last > first >= start]
+    spans = zip(text.spans, text.special, strict=True)
+    inside = [index for index, ((first, last), own) in enumerate(spans) if last > first >= start and not own]
     if wanted is None:
 
         def choose(logits: Tensor) -> Tensor:
@@ -210,6 +214,11 @@ def span_target(explainer: Any, reading: Reading, wanted: Any, contrastive: bool
         if place < 0:
             raise InputError(f"got the target {wanted!r}, expected words of the text that holds the answer")
         span = (place, place + len(wanted))
+    elif reading.about.get("is_slow"):
+        raise InputError(
+            f"got the target {wanted!r} for {type(explainer.tokenizer).__name__}, which does not tell where its tokens "
+            "are in the text; expected the words, or a fast tokenizer"
+        )
     else:
         span = (wanted[0] + start, wanted[1] + start)
     within = [index for index in inside if text.spans[index][0] < span[1] and text.spans[index][1] > span[0]]
@@ -243,20 +252,24 @@ def region_target(explainer: Any, reading: Reading, wanted: Any, contrastive: bo
         raise InputError(f"got the target {wanted!r}, expected a class, or (class, (left, top, right, bottom))")
     label, place = wanted if isinstance(wanted, (tuple, list)) else (wanted, None)
     index = None if label is None else class_index(explainer, label)
-    height, width = reading.about["size"]
+    box = None
+    if place is not None:
+        box = frame_of(explainer, reading.about["size"]).of([*place, *(side + 1 for side in place)][:4])
 
     def choose(logits: Tensor) -> Tensor:
         chosen = logits.argmax(0)
         number = int(chosen.flatten().bincount().argmax()) if index is None else index
-        if place is None:
+        if box is None:
             region = chosen == number
         else:
-            box = [*place, place[0] + 1, place[1] + 1] if len(place) == 2 else place
-            scale = (logits.shape[2] / width, logits.shape[1] / height) * 2
-            left, top, right, bottom = (side * factor for side, factor in zip(box, scale, strict=True))
+            rows, columns = chosen.shape
+            # every cell that has a part of it; a cell's edge is exact to rounding
+            left, top = (
+                math.floor(max(side, 0) * size + ROUNDING) for side, size in ((box[0], columns), (box[1], rows))
+            )
+            right, bottom = (math.ceil(side * size - ROUNDING) for side, size in ((box[2], columns), (box[3], rows)))
             region = torch.zeros_like(chosen, dtype=torch.bool)
-            # every cell that has a part of it
-            region[math.floor(top) : math.ceil(bottom), math.floor(left) : math.ceil(right)] = True
+            region[top:bottom, left:right] = True
         if not bool(region.any()):
             raise InputError(
                 f"got the class {explainer.labels.get(number, number)!r}, which the model sees nowhere; expected "
@@ -287,7 +300,9 @@ def object_target(explainer: Any, reading: Reading, wanted: Any, contrastive: bo
     index = None if label is None else class_index(explainer, label)
 
     def choose(logits: Tensor) -> Tensor:
-        classes = len(explainer.labels) or logits.shape[-1]
+        # names may have gaps, as those of COCO have, and a person may give some of them alone
+        named = {*explainer.labels, *(getattr(explainer.model.config, "id2label", None) or ())}
+        classes = min(max(named, default=logits.shape[-1]) + 1, logits.shape[-1])
         # what stands last and has no name is that there is no object
         scores = logits.softmax(-1) if logits.shape[-1] > classes else logits.sigmoid()
         scores[..., classes:] = -torch.inf
@@ -310,10 +325,15 @@ def query_of(explainer: Any, reading: Reading, box: Sequence[float]) -> int:
     """
     with torch.no_grad():
         output = explainer.model(**moved(reading.batch, explainer.model, explainer.device))
-    height, width = reading.about["size"]
+    frame = frame_of(explainer, reading.about["size"])
+    if frame.is_padded:
+        raise InputError(
+            f"got a box for {type(explainer.reader).__name__}, which pads, and models differ in whether their boxes "
+            "count the padding; expected a class, or (class, number of a query)"
+        )
     centres, sizes = output.pred_boxes[0].float().cpu().split(2, -1)
-    found = torch.cat([centres - sizes / 2, centres + sizes / 2], -1) * torch.tensor([width, height] * 2)
-    overlaps = torchvision.ops.box_iou(torch.tensor([list(box)], dtype=torch.float32), found)[0]
+    found = torch.cat([centres - sizes / 2, centres + sizes / 2], -1)
+    overlaps = torchvision.ops.box_iou(torch.tensor([frame.of(box)]), found)[0]
     if not float(overlaps.max()) > 0:
         raise InputError(f"got the box {tuple(box)}, in which it sees nothing; expected (left, top, right, bottom)")
     return int(overlaps.argmax())

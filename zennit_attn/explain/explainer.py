@@ -22,7 +22,7 @@ from ..composites.configuration import made_with
 from ..composites.registration import input_x_gradient
 from ..composites.transformer import TransformerComposite
 from ..errors import InputError
-from ..targets import Each, Label, Target
+from ..targets import Chosen, Each, Label, Target
 from . import answers, loading
 from .explanation import Explanation
 from .loading import TIMM, TORCHVISION, first_line
@@ -228,15 +228,19 @@ class Explainer:
         Parameters
         ----------
         prompt : str or sequence of mapping
-            A text, or the messages of a chat: ``[{"role": "user", "content": "..."}]``. A model that hears takes audio.
+            A text, or the messages of a chat: ``[{"role": "user", "content": "..."}]``, where a content may be a list
+            of ``{"type": "text", "text": "..."}`` and ``{"type": "image", "image": file}``. A model that hears takes
+            audio.
         answer : str, optional
             What the model answered; by default it is generated, greedily.
         documents : sequence of str or mapping of str to str, optional
-            What the model is to answer from; they stand before the last message.
+            What the model is to answer from; they stand before the last message. A text that a template made already
+            has to have them in it.
         image : optional
-            What a model looks at that takes an image with the text.
+            What a model looks at that takes an image with the text, if no message has it.
         instead : str, optional
-            Another answer: what is explained is why the model gives this one rather than that.
+            Another answer: what is explained is why the model gives this one rather than that, which is decided where
+            they first differ: the one token's logit minus the other's there, after the words that both begin with.
         max_new_tokens : int, optional
             How long an answer is generated (default 64, or as many as there is room for).
         rows : {"sentence", "token", "word", "line", "answer"}, optional
@@ -350,6 +354,9 @@ class Explainer:
         weights = target.weights(output, mask)[0]
         logits = output[0]
         value = float((weights.double() * logits.double()).sum())
+        if isinstance(target, Chosen):
+            # of a class that is certain LogProb's weights are zero, as everyone's else are
+            weights = target.alone().weights(output, mask)[0]
         places = np.argwhere((weights == weights.max()).cpu().numpy()).tolist() if weights.dim() else [[0]]
         label = self.task.label(self, reading, places)
         if len(places) > 1 or not weights.dim():
@@ -359,8 +366,10 @@ class Explainer:
     def chosen_text(self, reading: Reading, relevance: Tensor, row: Row) -> Text:
         """Return, of several texts, the one that is explained, with its relevance."""
         index = row.index or 0
-        text = text_of(self.tokenizer, reading.about["texts"][index])
-        return text.with_relevance(relevance.detach().cpu()[index : index + 1, : len(text.tokens)].numpy())
+        # padding is on the right or on the left
+        read = reading.about["read"][index]
+        text = text_of(self.tokenizer, reading.batch["input_ids"][index][read].tolist())
+        return text.with_relevance(relevance.detach().cpu()[index, read][None].numpy())
 
     def read_images(self, image: Image.Image) -> dict[str, Any]:
         """Return the arguments for an image."""
@@ -412,11 +421,12 @@ def loaded(name: str, device_map: Any) -> tuple[Any, Any, Task, Mapping[int, str
     if name.startswith(TORCHVISION):
         model, transform, names = loading.torchvision_model(name.removeprefix(TORCHVISION))
         return model, transform, IMAGE_CLASSIFICATION, None if names is None else dict(enumerate(names))
-    task = task_of_config(loading.load(transformers.AutoConfig, name), name)
+    config = loading.load(transformers.AutoConfig, name)
+    task = task_of_config(config, name)
     if task.wrap is Similarity:
         loading.check_pooling(name)
     options = {} if device_map is None else {"device_map": device_map}
-    model = loading.load(getattr(transformers, task.loader), name, **options)
+    model = loading.load(getattr(transformers, task.loader_of(architecture_of(config))), name, **options)
     reader = loading.load(getattr(transformers, task.reader), name) if task.reader else None
     return model, reader, task, None
 
@@ -432,8 +442,12 @@ def task_of_config(config: Any, name: str) -> Task:
     if config.model_type == "timm_wrapper":
         # how checkpoints of timm are read, which do not name an architecture of transformers
         return task_of("TimmWrapperForImageClassification", name)
-    architecture = next(iter(config.architectures or ()), None)
-    return task_of(architecture or f"{config.model_type} without an architecture in its config", name)
+    return task_of(architecture_of(config) or f"{config.model_type} without an architecture in its config", name)
+
+
+def architecture_of(config: Any) -> str | None:
+    """Return the architecture of a model, None if its config does not name it."""
+    return next(iter(config.architectures or ()), None)
 
 
 def task_of_module(model: torch.nn.Module) -> Task:
@@ -478,7 +492,7 @@ def empty_model(name: str) -> tuple[Any, Task]:
             return make(name.removeprefix(prefix), empty=True)[0], IMAGE_CLASSIFICATION
     config = loading.load(transformers.AutoConfig, name)
     task = task_of_config(config, name)
-    kind = getattr(transformers, task.loader)
+    kind = getattr(transformers, task.loader_of(architecture_of(config)))
     with torch.device("meta"):
         model = kind.from_config(config) if hasattr(kind, "from_config") else kind(config)
     return (model if task.wrap is None else task.wrap(model)), task

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -60,8 +60,11 @@ class Explanation:
 
     @property
     def label(self) -> str:
-        """What is explained, in words: the token, the class, or the answer."""
-        return "".join(row.label for row in self.rows) if self.answer is None else self.answer.text
+        """What is explained, in words: the token, the class, the answer, or one answer rather than another."""
+        if self.answer is None:
+            return "".join(row.label for row in self.rows)
+        other = self.about.get("rather_than")
+        return self.answer.text if other is None else f"{self.answer.text.strip()} rather than {other.strip()}"
 
     @property
     def value(self) -> float:
@@ -174,24 +177,6 @@ class Explanation:
             found[self.answer.name] = float(self.answer.relevance.sum(dtype=np.float64))
         return {**found, "everything else": self.value - sum(found.values())}
 
-    def minus(self, other: Explanation) -> Explanation:
-        """Return what speaks for this rather than for another explanation of the same input.
-
-        Raises
-        ------
-        InputError
-            If the inputs differ.
-        """
-        if [part.relevance.shape[1:] for part in self.parts] != [part.relevance.shape[1:] for part in other.parts]:
-            raise InputError("got explanations of two inputs, expected two of one")
-        parts = tuple(
-            one.with_relevance((one.relevance.sum(0) - two.relevance.sum(0))[None])
-            for one, two in zip(self.parts, other.parts, strict=True)
-        )
-        row = Row(f"{self.label.strip()} rather than {other.label.strip()}", self.value - other.value)
-        about = {**self.about, "rather_than": other.label}
-        return replace(self, parts=parts, rows=(row,), answer=None, about=about)
-
     def picture(self, title: str | None = None, unit: Unit = "token", **options: Any) -> Any:
         """Return the heatmap, see :mod:`zennit_attn.heatmap`, which takes the options.
 
@@ -204,7 +189,7 @@ class Explanation:
         """
         title = self.title() if title is None else title
         images = [part for part in self.parts if isinstance(part, Picture)]
-        texts = [part for part in self.parts if isinstance(part, Text)]
+        texts = [part.folded() for part in self.parts if isinstance(part, Text)]
         if images and texts:
             image, text = images[0], texts[0]
             values = (image.relevance.sum(0), image.pixels, list(text.tokens), text.relevance.sum(0))

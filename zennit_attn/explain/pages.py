@@ -20,7 +20,8 @@ if TYPE_CHECKING:
 
 def page_of(explanation: Explanation) -> dict[str, Any]:
     """Return what a page shows of an explanation that has a text."""
-    text, answer = joined([part for part in explanation.parts if isinstance(part, Text)]), explanation.answer
+    text = joined([part.folded() for part in explanation.parts if isinstance(part, Text)])
+    answer = explanation.answer
     images = [part for part in explanation.parts if isinstance(part, Picture)]
     rows = []
     for number, row in enumerate(explanation.rows):

@@ -74,6 +74,24 @@ class Text:
         """Return the same text with relevance of shape ``(rows, tokens)``."""
         return replace(self, relevance=np.asarray(relevance))
 
+    def folded(self) -> Text:
+        """Return the same text, of which each run of one special token, as stands for an image, is one with the sum."""
+        runs: list[list[int]] = []
+        for index, (token, own) in enumerate(zip(self.tokens, self.special, strict=True)):
+            if own and runs and self.tokens[runs[-1][-1]].strip() == token.strip():
+                runs[-1].append(index)
+            else:
+                runs.append([index])
+        return replace(
+            self,
+            tokens=tuple(
+                f"{self.tokens[run[0]].rstrip()} × {len(run)}" if len(run) > 1 else self.tokens[run[0]] for run in runs
+            ),
+            spans=tuple((self.spans[run[0]][0], self.spans[run[-1]][1]) for run in runs),
+            special=tuple(self.special[run[0]] for run in runs),
+            relevance=np.add.reduceat(self.relevance, [run[0] for run in runs], 1),
+        )
+
     def kinds(self) -> list[str]:
         """Return the names of the kinds of units that the text has."""
         return ["token", *UNITS, *dict.fromkeys(segment.kind for segment in self.segments)]

@@ -314,13 +314,30 @@ def read_image_and_labels(explainer: Any, *given: Any) -> Reading:
         raise InputError('got no labels to choose from, expected an image and a list of texts: ("cat.jpg", ["a cat"])')
     labels = [str(label) for label in given[1]]
     image = image_of(given[0])
-    batch = dict(explainer.reader(text=labels, images=image, return_tensors="pt", padding=True))
-    ids = batch["input_ids"].tolist()
-    mask = batch.get("attention_mask", torch.ones_like(batch["input_ids"])).tolist()
-    texts = [[token for token, keep in zip(*row, strict=True) if keep] for row in zip(ids, mask, strict=True)]
-    return Reading(
-        batch, {"pixel_values": shown(batch["pixel_values"][0]), "input_ids": None}, {"labels": labels, "texts": texts}
-    )
+    options: dict[str, Any] = {"padding": True}
+    if is_filled_up(explainer):
+        options = {"padding": "max_length", "max_length": limit_of(explainer.model, explainer.tokenizer)}
+    batch = dict(explainer.reader(text=labels, images=image, return_tensors="pt", **options))
+    if is_filled_up(explainer):
+        batch.pop("attention_mask", None)
+    pixels = batch["pixel_values"]
+    if pixels.dim() != 4 or len(pixels) != 1:
+        raise InputError(
+            f"got pixel_values of shape {tuple(pixels.shape)}, which {explainer.name!r} takes in pieces; expected "
+            "(1, channels, height, width): explain it in Python, with zennit_attn.InputXGradient"
+        )
+    mask = batch.get("attention_mask", torch.ones_like(batch["input_ids"])) != 0
+    return Reading(batch, {"pixel_values": shown(pixels[0]), "input_ids": None}, {"labels": labels, "read": mask})
+
+
+def is_filled_up(explainer: Any) -> bool:
+    """Tell whether a model reads its padding, so that it needs as much of it as it was trained with.
+
+    SigLIP takes the last position for the text, whatever stands there, and was trained without a mask on texts that
+    are filled up; of others a tokenizer without a mask says so.
+    """
+    is_siglip = str(explainer.model.config.model_type).startswith("siglip")
+    return is_siglip or "attention_mask" not in explainer.tokenizer.model_input_names
 
 
 def read_audio(explainer: Any, *given: Any) -> Reading:
@@ -360,8 +377,17 @@ def read_question(explainer: Any, *given: str) -> Reading:
     if len(given) != 2:
         raise InputError(f"got {len(given)} texts, expected a question and a text that holds its answer")
     batch, text = encoded(explainer.tokenizer, *given)
-    start = len(given[0]) + 1
-    return Reading(batch, {"input_ids": text}, {"context": start})
+    if explainer.tokenizer.is_fast:
+        return Reading(batch, {"input_ids": text}, {"context": len(given[0]) + 1})
+    # where the text's own tokens are among those of both
+    ids, own = batch["input_ids"][0].tolist(), explainer.tokenizer(given[1], add_special_tokens=False)["input_ids"]
+    first = next((place for place in range(len(ids) - len(own), 0, -1) if ids[place : place + len(own)] == own), None)
+    if first is None:
+        raise InputError(
+            f"got {type(explainer.tokenizer).__name__}, which reads a text after a question in other tokens than "
+            "alone; expected a fast tokenizer, which tells where its tokens are"
+        )
+    return Reading(batch, {"input_ids": text}, {"context": text.spans[first][0], "is_slow": True})
 
 
 def read_two_texts(explainer: Any, *given: str) -> Reading:

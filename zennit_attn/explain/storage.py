@@ -23,6 +23,8 @@ FORMAT, VERSION = "zennit-attn explanation", 1
 KINDS: dict[str, Any] = {"text": Text, "image": Picture, "signal": Signal}
 #: Attributes that are arrays.
 ARRAYS = ("relevance", "pixels", "values")
+#: What has their types in JSON, where a number does not tell its own.
+DTYPES = "dtypes"
 
 
 def to_dict(explanation: Explanation) -> dict[str, Any]:
@@ -32,6 +34,7 @@ def to_dict(explanation: Explanation) -> dict[str, Any]:
         kind, _, name = place.partition(".")
         holder = content["answer"] if kind == "answer" else content["parts"][int(kind)]
         holder[name] = array.tolist()
+        holder.setdefault(DTYPES, {})[name] = str(array.dtype)
     return content
 
 
@@ -120,9 +123,8 @@ def read(path: Path, kind: type[Explanation]) -> Explanation:
             content = json.loads(path.read_text(encoding="utf-8"))
             arrays = {}
             for place, part in [*enumerate(content["parts"]), ("answer", content["answer"])]:
-                for name in ARRAYS:
-                    if part and name in part:
-                        arrays[f"{place}.{name}"] = np.array(part.pop(name))
+                for name, dtype in (part or {}).pop(DTYPES, {}).items():
+                    arrays[f"{place}.{name}"] = np.array(part.pop(name), np.dtype(dtype))
         if content["format"] != FORMAT or content["version"] > VERSION:
             raise InputError(
                 f"got {str(path)!r}, of the format {content['format']!r} {content['version']}; expected {FORMAT!r} "

@@ -20,6 +20,8 @@ from .wrapping import Similarity, SpanModel
 
 #: Begins the name of a mapping of which the base models are meant.
 BASE = "base of "
+#: The auto class of encoders of texts.
+TEXT_ENCODER = "AutoModelForTextEncoding"
 
 
 @dataclass(frozen=True)
@@ -66,17 +68,32 @@ class Task:
     wrap: Callable[[Any], torch.nn.Module] | None = None
     columns: tuple[tuple[str, ...], ...] = (("text",),)
 
+    def loader_of(self, architecture: str | None) -> str:
+        """Return the auto class that loads an architecture.
+
+        That of encoders is not the base class of their type where a type has a decoder, too, as T5 has.
+        """
+        return (
+            TEXT_ENCODER
+            if "TEXT_ENCODING" in self.mappings and architecture in names_in("TEXT_ENCODING")
+            else self.loader
+        )
+
     def architectures(self) -> set[str]:
         """Return the names of the architectures."""
-        found: set[str] = set()
-        for name in self.mappings:
-            names = getattr(modeling_auto, f"MODEL_FOR_{name.removeprefix(BASE)}_MAPPING_NAMES", {})
-            if name.startswith(BASE):
-                names = {kind: modeling_auto.MODEL_MAPPING_NAMES.get(kind, ()) for kind in names}
-            for value in names.values():
-                # some types of models have several
-                found |= {value} if isinstance(value, str) else set(value)
-        return found
+        return set().union(*map(names_in, self.mappings))
+
+
+def names_in(name: str) -> set[str]:
+    """Return the architectures of a mapping of transformers, or after :data:`BASE` the models without its heads."""
+    names = getattr(modeling_auto, f"MODEL_FOR_{name.removeprefix(BASE)}_MAPPING_NAMES", {})
+    if name.startswith(BASE):
+        names = {kind: modeling_auto.MODEL_MAPPING_NAMES.get(kind, ()) for kind in names}
+    found: set[str] = set()
+    for value in names.values():
+        # some types of models have several
+        found |= {value} if isinstance(value, str) else set(value)
+    return found
 
 
 #: The table. An architecture has the first task that names it: what sees or hears comes before what reads alone.

@@ -8,12 +8,23 @@ import torch
 from torch import Tensor
 
 
-class SpanModel(torch.nn.Module):
-    """A model that finds a span, as a function that returns the logits of its first and its last token."""
+class Wrapped(torch.nn.Module):
+    """Base of functions of a model: its modules have the names here that they have in the model.
+
+    A child would have its own name before theirs, and patterns that are written for the model would fit nothing.
+    """
+
+    model: Any
 
     def __init__(self, model: torch.nn.Module) -> None:
         super().__init__()
-        self.model = model
+        object.__setattr__(self, "model", model)
+        self._modules, self._parameters, self._buffers = model._modules, model._parameters, model._buffers
+        self.config = getattr(model, "config", None)
+
+
+class SpanModel(Wrapped):
+    """A model that finds a span, as a function that returns the logits of its first and its last token."""
 
     def forward(self, **batch: Any) -> Tensor:
         """Return logits of shape ``(batch, positions, 2)``."""
@@ -21,12 +32,8 @@ class SpanModel(torch.nn.Module):
         return torch.stack([output.start_logits, output.end_logits], -1)
 
 
-class Similarity(torch.nn.Module):
+class Similarity(Wrapped):
     """An encoder as a function of two texts: the cosine of their mean hidden states, over what is no padding."""
-
-    def __init__(self, model: torch.nn.Module) -> None:
-        super().__init__()
-        self.model = model
 
     def encoded(self, ids: Tensor, mask: Tensor) -> Tensor:
         """Return the mean of the hidden states of a text."""
