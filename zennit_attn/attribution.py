@@ -6,8 +6,8 @@ import fnmatch
 import math
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from dataclasses import dataclass, field
 from types import NoneType
 from typing import Any, Generic, NamedTuple, Self, TypeVar, overload
 
@@ -26,6 +26,7 @@ from .engine.state import explaining
 from .errors import FrozenWarning, InputError, NotFiniteError, NotFiniteWarning, PaddingWarning, TrainingWarning
 from .hints import nearest
 from .inputs import Leaves, NotLookedUpError, leaves_of, split_input
+from .latents import Features, Found, watching
 from .ledger import Ledger, Recorder, recording
 from .positions import Positions, grouped, position_leaves
 from .surrogates import surrogates_of
@@ -72,7 +73,7 @@ class InnerAttribution(NamedTuple, Generic[Relevance]):
     output, relevance
         See :class:`Attribution`.
     inner : dict of str to torch.Tensor
-        Relevance of the output of each inner module that was named.
+        Relevance of the output of each inner module, and of each latent, that was named.
     """
 
     output: Any
@@ -80,8 +81,27 @@ class InnerAttribution(NamedTuple, Generic[Relevance]):
     inner: dict[str, Tensor]
 
 
-#: Output, outputs of inner modules, leaves of positions, arguments of the call, and their leaves.
-Forward = tuple[Any, dict[str, Tensor], dict[str, Tensor], dict[Any, Tensor], Leaves]
+@dataclass
+class Inside:
+    """What was collected inside of a model while it ran: outputs of modules, latents, leaves of positions."""
+
+    modules: dict[str, Tensor]
+    latents: dict[str, Found] = field(default_factory=dict)
+    positions: dict[str, Tensor] = field(default_factory=dict)
+
+    def note(self, found: Found) -> None:
+        """Keep a latent."""
+        self.latents[found.latent.name] = found
+
+    def tensors(self) -> Iterator[Tensor]:
+        """Yield each tensor, in order."""
+        yield from self.modules.values()
+        yield from (found.tensor for found in self.latents.values())
+        yield from self.positions.values()
+
+
+#: Output, what was collected inside, arguments of the call, and their leaves.
+Forward = tuple[Any, Inside, dict[Any, Tensor], Leaves]
 
 
 class InputXGradient(Attributor, Generic[Result]):
@@ -101,6 +121,9 @@ class InputXGradient(Attributor, Generic[Result]):
     modules : str or sequence of str, optional
         Names of inner modules, or patterns such as ``"model.layers.*.mlp"``: the relevance of their outputs is
         returned as well.
+    latents : str or sequence of str or Features, optional
+        Kinds of :data:`zennit_attn.latents.KINDS`, names such as ``"model.layers.22.head"`` or patterns of them, and
+        :class:`~zennit_attn.latents.Features` of a sparse autoencoder: relevance by unit is returned as well.
     output_key : str, optional
         Entry of a ModelOutput to explain, see :func:`zennit_attn.adapters.explained`.
     argument : str or sequence of str, optional
@@ -135,6 +158,7 @@ class InputXGradient(Attributor, Generic[Result]):
         composite: Composite | None = None,
         attr_output: Any = None,
         modules: tuple[()] = (),
+        latents: tuple[()] = (),
         output_key: str | None = None,
         argument: str | None = None,
         create_graph: bool = False,
@@ -147,6 +171,7 @@ class InputXGradient(Attributor, Generic[Result]):
         composite: Composite | None = None,
         attr_output: Any = None,
         modules: str | Sequence[str] = (),
+        latents: str | Sequence[str | Features] = (),
         output_key: str | None = None,
         argument: str | None = None,
         create_graph: bool = False,
@@ -159,6 +184,7 @@ class InputXGradient(Attributor, Generic[Result]):
         composite: Composite | None = None,
         attr_output: Any = None,
         modules: tuple[()] = (),
+        latents: tuple[()] = (),
         output_key: str | None = None,
         argument: Sequence[str] | None = None,
         create_graph: bool = False,
@@ -171,6 +197,7 @@ class InputXGradient(Attributor, Generic[Result]):
         composite: Composite | None = None,
         attr_output: Any = None,
         modules: str | Sequence[str] = (),
+        latents: str | Sequence[str | Features] = (),
         output_key: str | None = None,
         argument: Sequence[str] | None = None,
         create_graph: bool = False,
@@ -182,6 +209,7 @@ class InputXGradient(Attributor, Generic[Result]):
         composite: Composite | None = None,
         attr_output: Any = None,
         modules: str | Sequence[str] = (),
+        latents: str | Sequence[str | Features] = (),
         output_key: str | None = None,
         argument: str | Sequence[str] | None = None,
         create_graph: bool = False,
@@ -191,6 +219,7 @@ class InputXGradient(Attributor, Generic[Result]):
             composite = input_x_gradient(composite)
         super().__init__(model, composite, attr_output)
         self.modules = (modules,) if isinstance(modules, str) else tuple(modules)
+        self.latents = (latents,) if isinstance(latents, (str, Features)) else tuple(latents)
         self.output_key, self.argument = output_key, argument
         self.create_graph, self.retain_graph = create_graph, retain_graph
         self.recording = self.telling_positions = False
@@ -219,7 +248,8 @@ class InputXGradient(Attributor, Generic[Result]):
             Relevance, of the shape of the ids (summed over the embedding in float32 or better, exactly zero at
             padding), or of the tensor that is explained.
         inner : dict of str to torch.Tensor
-            Only if ``modules`` are named: relevance of each one's output. A module that is called several times has
+            Only if ``modules`` or ``latents`` are named: relevance of each module's output, and of each latent by unit,
+            of shape ``(batch, tokens, units)``, of whole layers ``(batch, tokens)``. What is called several times has
             ``name#2``, ... for its further calls.
 
         Raises
@@ -359,7 +389,7 @@ class InputXGradient(Attributor, Generic[Result]):
         relevance = relevances if several else next(iter(relevances.values()))
         if self.telling_positions:
             return Positions(found.output, next(iter(relevances.values())), grouped(found.positions))
-        if self.modules:
+        if self.modules or self.latents:
             return InnerAttribution(found.output, relevance, found.inner)
         return Attribution(found.output, relevance)
 
@@ -376,11 +406,10 @@ class InputXGradient(Attributor, Generic[Result]):
         kernel = sdpa_kernel(SDPBackend.MATH) if self.create_graph else nullcontext()
         with torch.enable_grad(), kernel:
             try:
-                output, captured, positions, values, leaves = self.run(leaves_of(self.model, given), rest)
+                output, inside, values, leaves = self.run(leaves_of(self.model, given), rest)
             except NotLookedUpError as error:
-                output, captured, positions, values, leaves = self.run_surrogates(given, rest, error)
-            inner_leaves = [*captured.values(), *positions.values()]
-            sources = [*inner_leaves, *(leaf for found in leaves.values() for leaf in found.values())]
+                output, inside, values, leaves = self.run_surrogates(given, rest, error)
+            sources = [*inside.tensors(), *(leaf for found in leaves.values() for leaf in found.values())]
             constants = [] if recorder is None else recorder.constants
             tensor = explained(output, self.output_key)
             if isinstance(attr_output_fn, Target) and is_headless(output, self.output_key):
@@ -406,8 +435,9 @@ class InputXGradient(Attributor, Generic[Result]):
         for (place, leaf), signal in zip(constants, signals[len(sources) :], strict=True):
             recorder.note(place, leaf, signal)  # type: ignore[union-attr]
         parts = iter(zip(sources, signals, strict=False))
-        inner = {name: relevance_of(*next(parts)) for name in captured}
-        of_positions = {name: relevance_of(*next(parts)) for name in positions}
+        inner = {name: relevance_of(*next(parts)) for name in inside.modules}
+        by_unit = {name: found.tidy(relevance_of(*next(parts))) for name, found in inside.latents.items()}
+        of_positions = {name: relevance_of(*next(parts)) for name in inside.positions}
         for wanted in self.modules:
             if not any(fnmatch.fnmatchcase(key.split("#")[0], wanted) for key in inner):
                 raise ValueError(f"modules got {wanted!r}, which has no output that depends on the input as a tensor")
@@ -421,20 +451,19 @@ class InputXGradient(Attributor, Generic[Result]):
                     "paths constants under these rules, as attention weights are under CP-LRP?"
                 )
             inputs[name] = [relevance_of(*pair) for pair in pairs]
-        return Propagated(output, relevance, inputs, inner, of_positions, better)
+        return Propagated(output, relevance, inputs, {**inner, **by_unit}, of_positions, better)
 
     def run(self, leaves_of_call: AbstractContextManager[tuple[dict[Any, Tensor], Leaves]], rest: Any) -> Forward:
         """Run the model on leaves: return output, inner tensors, positions, what it was called with, and the leaves."""
-        with self.capture() as captured, leaves_of_call as (values, leaves):
-            samples = len(next(iter(values.values())))
-            with self.position_leaves(samples) as positions:
-                with explaining(lambda output: explained(output, self.output_key)):
-                    output = self.call(values, rest)
-        return output, captured, positions, values, leaves
-
-    def position_leaves(self, samples: int) -> AbstractContextManager[dict[str, Tensor]]:
-        """Return what collects the leaves of positions during a forward pass, if they are asked for."""
-        return position_leaves(self.model, samples) if self.telling_positions else nullcontext({})
+        with self.capture() as modules, leaves_of_call as (values, leaves), ExitStack() as stack:
+            inside, shape = Inside(modules), next(iter(values.values())).shape
+            if self.telling_positions:
+                inside.positions = stack.enter_context(position_leaves(self.model, shape[0]))
+            if self.latents:
+                stack.enter_context(watching(self.model, self.latents, shape, inside.note))
+            with explaining(lambda output: explained(output, self.output_key)):
+                output = self.call(values, rest)
+        return output, inside, values, leaves
 
     def call(self, values: Mapping[Any, Tensor], rest: Mapping[str, Any]) -> Any:
         """Call the model with a tensor by position, or with arguments by name."""
