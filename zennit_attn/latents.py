@@ -164,6 +164,11 @@ class Found:
         """How many units it has."""
         return self.tensor.shape[-1] if self.latent.units is None else self.latent.units
 
+    @property
+    def width(self) -> int:
+        """How many elements of the tensor are of one unit, at one token."""
+        return self.tensor.shape[-1] if self.index is not None else self.tensor.shape[-1] // self.units
+
     def mask(self, kept: Tensor) -> Tensor:
         """Return what to multiply the signal at the tensor with, so that some units are left.
 
@@ -180,10 +185,9 @@ class Found:
         shape = list(self.tensor.shape)
         if self.latent.time_major:
             shape[:2] = shape[1::-1]
-        width = shape[-1] // self.units
         kept = kept[:, None] if kept.dim() == 2 else kept
         tokens = self.tensor.numel() // (self.samples * shape[-1])
-        kept = kept[..., None].expand(self.samples, tokens, self.units, width).reshape(shape)
+        kept = kept[..., None].expand(self.samples, tokens, self.units, self.width).reshape(shape)
         return kept.transpose(0, 1) if self.latent.time_major else kept
 
 
