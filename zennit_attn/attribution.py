@@ -121,9 +121,6 @@ class InputXGradient(Attributor, Generic[Result]):
     modules : str or sequence of str, optional
         Names of inner modules, or patterns such as ``"model.layers.*.mlp"``: the relevance of their outputs is
         returned as well.
-    latents : str or sequence of str or Features, optional
-        Kinds of :data:`zennit_attn.latents.KINDS`, names such as ``"model.layers.22.head"`` or patterns of them, and
-        :class:`~zennit_attn.latents.Features` of a sparse autoencoder: relevance by unit is returned as well.
     output_key : str, optional
         Entry of a ModelOutput to explain, see :func:`zennit_attn.adapters.explained`.
     argument : str or sequence of str, optional
@@ -131,6 +128,9 @@ class InputXGradient(Attributor, Generic[Result]):
         sequence, such as ``("input_ids", "decoder_input_ids")``, all of them are, together, and relevance is a dict.
     create_graph, retain_graph : bool, optional
         As in :func:`torch.autograd.grad`.
+    latents : str or sequence of str or Features, optional
+        Kinds of :data:`zennit_attn.latents.KINDS`, names such as ``"model.layers.22.head"`` or patterns of them, and
+        :class:`~zennit_attn.latents.Features` of a sparse autoencoder: relevance by unit is returned as well.
 
     Raises
     ------
@@ -158,11 +158,11 @@ class InputXGradient(Attributor, Generic[Result]):
         composite: Composite | None = None,
         attr_output: Any = None,
         modules: tuple[()] = (),
-        latents: tuple[()] = (),
         output_key: str | None = None,
         argument: str | None = None,
         create_graph: bool = False,
         retain_graph: bool | None = None,
+        latents: tuple[()] = (),
     ) -> None: ...
     @overload
     def __init__(
@@ -171,11 +171,11 @@ class InputXGradient(Attributor, Generic[Result]):
         composite: Composite | None = None,
         attr_output: Any = None,
         modules: str | Sequence[str] = (),
-        latents: str | Sequence[str | Features] = (),
         output_key: str | None = None,
         argument: str | None = None,
         create_graph: bool = False,
         retain_graph: bool | None = None,
+        latents: str | Sequence[str | Features] = (),
     ) -> None: ...
     @overload
     def __init__(
@@ -184,11 +184,11 @@ class InputXGradient(Attributor, Generic[Result]):
         composite: Composite | None = None,
         attr_output: Any = None,
         modules: tuple[()] = (),
-        latents: tuple[()] = (),
         output_key: str | None = None,
         argument: Sequence[str] | None = None,
         create_graph: bool = False,
         retain_graph: bool | None = None,
+        latents: tuple[()] = (),
     ) -> None: ...
     @overload
     def __init__(
@@ -197,11 +197,11 @@ class InputXGradient(Attributor, Generic[Result]):
         composite: Composite | None = None,
         attr_output: Any = None,
         modules: str | Sequence[str] = (),
-        latents: str | Sequence[str | Features] = (),
         output_key: str | None = None,
         argument: Sequence[str] | None = None,
         create_graph: bool = False,
         retain_graph: bool | None = None,
+        latents: str | Sequence[str | Features] = (),
     ) -> None: ...
     def __init__(
         self,
@@ -209,11 +209,11 @@ class InputXGradient(Attributor, Generic[Result]):
         composite: Composite | None = None,
         attr_output: Any = None,
         modules: str | Sequence[str] = (),
-        latents: str | Sequence[str | Features] = (),
         output_key: str | None = None,
         argument: str | Sequence[str] | None = None,
         create_graph: bool = False,
         retain_graph: bool | None = None,
+        latents: str | Sequence[str | Features] = (),
     ) -> None:
         if composite is not None and getattr(composite, "form", "relevance") != "gradient":
             composite = input_x_gradient(composite)
