@@ -1,7 +1,7 @@
 """Trace relevance through a language model: layers, attention heads, and neurons, from one backward pass.
 
-Inside of a composite's context the backward pass is the rule, and input times gradient is relevance at any tensor: of
-what comes out of a layer, and of what goes into the last projection of attention (heads) and of an MLP (neurons).
+Layers, heads and neurons are latents, which have one name in every architecture: ``model.layers.3.head`` is what goes
+into the last projection of the attention, by head, and ``model.layers.3.neuron`` what goes into that of the MLP.
 """
 
 import argparse
@@ -10,49 +10,9 @@ from pathlib import Path
 import language
 import torch
 
-from zennit_attn import AttnLRPComposite, ModelAdapter, heatmap, input_x_gradient
-from zennit_attn.composites.roles import role
+from zennit_attn import AttnLRPComposite, InputXGradient, heatmap, targets
 
 TEXT = "The Eiffel Tower is in Paris. The Colosseum is in"
-
-
-def watch(model):
-    """Collect inner tensors while a model runs.
-
-    Parameters
-    ----------
-    model : transformers.PreTrainedModel
-        Causal language model.
-
-    Returns
-    -------
-    found : dict of str to list of torch.Tensor
-        Filled by a forward pass: ``"layers"``, ``"heads"`` and ``"neurons"``, a tensor for each layer.
-    handles : list
-        Hooks to remove.
-    """
-    found, handles = {"layers": [], "heads": [], "neurons": []}, []
-    count, width = model.config.num_hidden_layers, model.config.hidden_size
-
-    def comes_out(_, args, output):
-        found["layers"].append(output if isinstance(output, torch.Tensor) else output[0])
-
-    def is_projected(_, args):
-        found["heads"].append(args[0])
-
-    def goes_into_mlp(_, args):
-        # what is as wide as the layers goes into the first projections of the MLP
-        if args[0].shape[-1] != width:
-            found["neurons"].append(args[0])
-
-    for name, module in model.named_modules():
-        if isinstance(module, torch.nn.ModuleList) and len(module) == count:
-            handles += [layer.register_forward_hook(comes_out) for layer in module]
-        if role(name, module) == "projection":
-            handles.append(module.register_forward_pre_hook(is_projected))
-        if role(name, module) == "mlp":
-            handles.append(module.register_forward_pre_hook(goes_into_mlp))
-    return found, handles
 
 
 def trace(model, ids):
@@ -73,23 +33,16 @@ def trace(model, ids):
         Relevance of the tokens, before the first layer and after each (tokens, layers + 1), of the heads (layers,
         heads), and of the neurons (layers, neurons), summed over tokens.
     """
-    adapter = ModelAdapter(model)
-    embedded = adapter.embed(ids).requires_grad_()
-    found, handles = watch(model)
-    with input_x_gradient(AttnLRPComposite()).context(model):
-        logits = adapter(embedded)[0, -1]
-        inner = [embedded, *found["layers"], *found["heads"], *found["neurons"]]
-        gradients = torch.autograd.grad(logits.max(), inner)
-    for handle in handles:
-        handle.remove()
-    relevance = [(value * gradient)[0].detach() for value, gradient in zip(inner, gradients, strict=True)]
-    count = len(found["layers"])
-    layers, heads, neurons = relevance[: count + 1], relevance[count + 1 : 2 * count + 1], relevance[2 * count + 1 :]
+    attributor = InputXGradient(model, AttnLRPComposite(), latents=["layer", "head", "neuron"])
+    output, relevance, found = attributor(ids, targets.MaxLogit())
+    layers, heads, neurons = (
+        [value[0] for name, value in found.items() if name.endswith(f".{kind}")] for kind in ("layer", "head", "neuron")
+    )
     return (
-        logits.detach(),
-        torch.stack([layer.sum(-1) for layer in layers], 1),
-        torch.stack([head.unflatten(-1, (model.config.num_attention_heads, -1)).sum((0, 2)) for head in heads]),
-        torch.stack([layer.sum(0) for layer in neurons]),
+        output.logits[0, -1].detach(),
+        torch.stack([relevance[0], *layers], 1),
+        torch.stack([head.sum(0) for head in heads]),
+        torch.stack([neuron.sum(0) for neuron in neurons]),
     )
 
 

@@ -289,7 +289,7 @@ def test_composites(capsys):
     assert "    conv_gamma = 0.25" in out
     _, out, _ = run(capsys, "composites", "--json")
     assert json.loads(out)["gamma_vit"]["parameters"]["linear_gamma"] == 0.05
-    assert list(json.loads(out)) == ["attnlrp", "cp_lrp", "gamma_vit"]
+    assert list(json.loads(out)) == ["attnlrp", "cp_lrp", "gamma_vit", "relp", "libragrad"]
 
 
 def test_describe_needs_no_weights(tmp_path, capsys, vit):

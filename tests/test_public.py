@@ -36,10 +36,13 @@ PUBLIC = [
     "FunctionCanonizer",
     "GammaViTComposite",
     "InputXGradient",
+    "LibraGradComposite",
     "ModelAdapter",
     "MultiheadAttentionCanonizer",
+    "RelPComposite",
     "__version__",
     "composites",
+    "concepts",
     "errors",
     "evaluation",
     "heatmap",
@@ -67,7 +70,9 @@ def test_what_is_public_is_shown_and_nothing_else():
         zennit_attn.scope  # noqa: B018
 
 
-@pytest.mark.parametrize("room", ["composites", "evaluation", "heatmap", "rules", "targets", "tuning", "errors"])
+@pytest.mark.parametrize(
+    "room", ["composites", "concepts", "evaluation", "heatmap", "rules", "targets", "tuning", "errors"]
+)
 def test_rooms_show_what_is_public_and_nothing_else(room):
     module = getattr(zennit_attn, room)
     assert sorted(module.__all__) == dir(module)

@@ -4,7 +4,7 @@ from .adapters import ModelAdapter
 from .attribution import InputXGradient
 from .composites.canonizers import FunctionCanonizer, MultiheadAttentionCanonizer
 from .composites.configuration import load_composite, save_composite
-from .composites.presets import AttnLRPComposite, CPLRPComposite, GammaViTComposite
+from .composites.presets import AttnLRPComposite, CPLRPComposite, GammaViTComposite, LibraGradComposite, RelPComposite
 from .composites.registration import input_x_gradient
 from .engine.catalog import register_operator
 
@@ -14,8 +14,10 @@ __all__ = [
     "FunctionCanonizer",
     "GammaViTComposite",
     "InputXGradient",
+    "LibraGradComposite",
     "ModelAdapter",
     "MultiheadAttentionCanonizer",
+    "RelPComposite",
     "input_x_gradient",
     "load_composite",
     "register_operator",

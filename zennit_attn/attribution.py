@@ -6,8 +6,9 @@ import fnmatch
 import math
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from dataclasses import dataclass, field
+from types import NoneType
 from typing import Any, Generic, NamedTuple, Self, TypeVar, overload
 
 import torch
@@ -22,10 +23,12 @@ from .engine.finiteness import watch
 from .engine.functions import divide
 from .engine.handles import FrozenHandle
 from .engine.state import explaining
-from .errors import FrozenWarning, NotFiniteError, NotFiniteWarning, PaddingWarning, TrainingWarning
+from .errors import FrozenWarning, InputError, NotFiniteError, NotFiniteWarning, PaddingWarning, TrainingWarning
 from .hints import nearest
 from .inputs import Leaves, NotLookedUpError, leaves_of, split_input
+from .latents import Features, Found, watching
 from .ledger import Ledger, Recorder, recording
+from .positions import Positions, grouped, position_leaves
 from .surrogates import surrogates_of
 from .targets import MASK, Each, Target
 
@@ -38,6 +41,7 @@ class Propagated:
     explained: Tensor
     inputs: dict[str | None, list[Tensor]]
     inner: dict[str, Tensor]
+    positions: dict[str, Tensor]
     #: By what the signals should have been scaled up, so that float16 has digits for them; 1 if they were well.
     scale: float
 
@@ -69,7 +73,7 @@ class InnerAttribution(NamedTuple, Generic[Relevance]):
     output, relevance
         See :class:`Attribution`.
     inner : dict of str to torch.Tensor
-        Relevance of the output of each inner module that was named.
+        Relevance of the output of each inner module, and of each latent, that was named.
     """
 
     output: Any
@@ -77,8 +81,27 @@ class InnerAttribution(NamedTuple, Generic[Relevance]):
     inner: dict[str, Tensor]
 
 
-#: Output, outputs of inner modules, arguments of the call, and their leaves.
-Forward = tuple[Any, dict[str, Tensor], dict[Any, Tensor], Leaves]
+@dataclass
+class Inside:
+    """What was collected inside of a model while it ran: outputs of modules, latents, leaves of positions."""
+
+    modules: dict[str, Tensor]
+    latents: dict[str, Found] = field(default_factory=dict)
+    positions: dict[str, Tensor] = field(default_factory=dict)
+
+    def note(self, found: Found) -> None:
+        """Keep a latent."""
+        self.latents[found.latent.name] = found
+
+    def tensors(self) -> Iterator[Tensor]:
+        """Yield each tensor, in order."""
+        yield from self.modules.values()
+        yield from (found.tensor for found in self.latents.values())
+        yield from self.positions.values()
+
+
+#: Output, what was collected inside, arguments of the call, and their leaves.
+Forward = tuple[Any, Inside, dict[Any, Tensor], Leaves]
 
 
 class InputXGradient(Attributor, Generic[Result]):
@@ -105,6 +128,9 @@ class InputXGradient(Attributor, Generic[Result]):
         sequence, such as ``("input_ids", "decoder_input_ids")``, all of them are, together, and relevance is a dict.
     create_graph, retain_graph : bool, optional
         As in :func:`torch.autograd.grad`.
+    latents : str or sequence of str or Features, optional
+        Kinds of :data:`zennit_attn.latents.KINDS`, names such as ``"model.layers.22.head"`` or patterns of them, and
+        :class:`~zennit_attn.latents.Features` of a sparse autoencoder: relevance by unit is returned as well.
 
     Raises
     ------
@@ -136,6 +162,7 @@ class InputXGradient(Attributor, Generic[Result]):
         argument: str | None = None,
         create_graph: bool = False,
         retain_graph: bool | None = None,
+        latents: tuple[()] = (),
     ) -> None: ...
     @overload
     def __init__(
@@ -148,6 +175,7 @@ class InputXGradient(Attributor, Generic[Result]):
         argument: str | None = None,
         create_graph: bool = False,
         retain_graph: bool | None = None,
+        latents: str | Sequence[str | Features] = (),
     ) -> None: ...
     @overload
     def __init__(
@@ -160,6 +188,7 @@ class InputXGradient(Attributor, Generic[Result]):
         argument: Sequence[str] | None = None,
         create_graph: bool = False,
         retain_graph: bool | None = None,
+        latents: tuple[()] = (),
     ) -> None: ...
     @overload
     def __init__(
@@ -172,6 +201,7 @@ class InputXGradient(Attributor, Generic[Result]):
         argument: Sequence[str] | None = None,
         create_graph: bool = False,
         retain_graph: bool | None = None,
+        latents: str | Sequence[str | Features] = (),
     ) -> None: ...
     def __init__(
         self,
@@ -183,14 +213,16 @@ class InputXGradient(Attributor, Generic[Result]):
         argument: str | Sequence[str] | None = None,
         create_graph: bool = False,
         retain_graph: bool | None = None,
+        latents: str | Sequence[str | Features] = (),
     ) -> None:
         if composite is not None and getattr(composite, "form", "relevance") != "gradient":
             composite = input_x_gradient(composite)
         super().__init__(model, composite, attr_output)
         self.modules = (modules,) if isinstance(modules, str) else tuple(modules)
+        self.latents = (latents,) if isinstance(latents, (str, Features)) else tuple(latents)
         self.output_key, self.argument = output_key, argument
         self.create_graph, self.retain_graph = create_graph, retain_graph
-        self.recording = False
+        self.recording = self.telling_positions = False
 
     def __enter__(self) -> Self:
         super().__enter__()
@@ -216,7 +248,8 @@ class InputXGradient(Attributor, Generic[Result]):
             Relevance, of the shape of the ids (summed over the embedding in float32 or better, exactly zero at
             padding), or of the tensor that is explained.
         inner : dict of str to torch.Tensor
-            Only if ``modules`` are named: relevance of each one's output. A module that is called several times has
+            Only if ``modules`` or ``latents`` are named: relevance of each module's output, and of each latent by unit,
+            of shape ``(batch, tokens, units)``, of whole layers ``(batch, tokens)``. What is called several times has
             ``name#2``, ... for its further calls.
 
         Raises
@@ -265,6 +298,52 @@ class InputXGradient(Attributor, Generic[Result]):
         finally:
             self.recording = False
 
+    def positions(self, input: Tensor | Mapping[str, Any], attr_output: Any = None) -> Positions:
+        """Explain the output by the tokens and by the positions that they stand at (PA-LRP, Bakish et al. 2025).
+
+        In each layer a rotary embedding's cosines and sines are factors beside query and key: under the uniform rule
+        ``R_cos = R_q = 1/2 R(q cos)``, and relevance of a position is the sum over its factors. What is added to the
+        input, such as learned positions, has its share of the sum. Under CP-LRP queries and keys get nothing, and
+        rotary positions neither.
+
+        Parameters
+        ----------
+        input, attr_output
+            As for a call.
+
+        Returns
+        -------
+        zennit_attn.positions.Positions
+            The output, relevance of the input, and of positions: ``layers`` is raw, of shape ``(batch, layers,
+            tokens)``, and :meth:`~zennit_attn.positions.Positions.aggregate` the paper's one map.
+
+        Raises
+        ------
+        InputError
+            If the model is told positions in no way that is known, or for several samples at once.
+
+        Examples
+        --------
+        >>> import torch, transformers
+        >>> from zennit_attn import AttnLRPComposite, InputXGradient, targets
+        >>> config = transformers.LlamaConfig(vocab_size=8, hidden_size=8, intermediate_size=8, num_hidden_layers=2,
+        ...                                   num_attention_heads=2)
+        >>> attributor = InputXGradient(transformers.LlamaForCausalLM(config).eval(), AttnLRPComposite())
+        >>> found = attributor.positions(torch.tensor([[3, 1, 4]]), targets.MaxLogit())
+        >>> found.relevance.shape, found.layers.shape, found.aggregate().shape
+        (torch.Size([1, 3]), torch.Size([1, 2, 3]), torch.Size([1, 3]))
+        """
+        if isinstance(attr_output, Each):
+            raise InputError(f"positions are of one target, got {attr_output!r}: expected one of them at a time.")
+        if not isinstance(self.argument, (str, NoneType)):
+            raise InputError(f"positions got argument={self.argument!r}, expected the name of one input.")
+        self.telling_positions = True
+        try:
+            found: Positions = super().__call__(input, attr_output)
+            return found
+        finally:
+            self.telling_positions = False
+
     def forward(self, input: Tensor | Mapping[str, Any], attr_output_fn: Any) -> Any:
         """Explain the output for an input, with the composite registered."""
         given, rest = split_input(input, self.argument)
@@ -308,7 +387,9 @@ class InputXGradient(Attributor, Generic[Result]):
                 values[(slice(None), lost) if isinstance(attr_output_fn, Each) else lost] = float("nan")
         several = not (self.argument is None or isinstance(self.argument, str))
         relevance = relevances if several else next(iter(relevances.values()))
-        if self.modules:
+        if self.telling_positions:
+            return Positions(found.output, next(iter(relevances.values())), grouped(found.positions))
+        if self.modules or self.latents:
             return InnerAttribution(found.output, relevance, found.inner)
         return Attribution(found.output, relevance)
 
@@ -325,10 +406,10 @@ class InputXGradient(Attributor, Generic[Result]):
         kernel = sdpa_kernel(SDPBackend.MATH) if self.create_graph else nullcontext()
         with torch.enable_grad(), kernel:
             try:
-                output, captured, values, leaves = self.run(leaves_of(self.model, given), rest)
+                output, inside, values, leaves = self.run(leaves_of(self.model, given), rest)
             except NotLookedUpError as error:
-                output, captured, values, leaves = self.run_surrogates(given, rest, error)
-            sources = [*captured.values(), *(leaf for found in leaves.values() for leaf in found.values())]
+                output, inside, values, leaves = self.run_surrogates(given, rest, error)
+            sources = [*inside.tensors(), *(leaf for found in leaves.values() for leaf in found.values())]
             constants = [] if recorder is None else recorder.constants
             tensor = explained(output, self.output_key)
             if isinstance(attr_output_fn, Target) and is_headless(output, self.output_key):
@@ -354,7 +435,9 @@ class InputXGradient(Attributor, Generic[Result]):
         for (place, leaf), signal in zip(constants, signals[len(sources) :], strict=True):
             recorder.note(place, leaf, signal)  # type: ignore[union-attr]
         parts = iter(zip(sources, signals, strict=False))
-        inner = {name: relevance_of(*next(parts)) for name in captured}
+        inner = {name: relevance_of(*next(parts)) for name in inside.modules}
+        by_unit = {name: found.tidy(relevance_of(*next(parts))) for name, found in inside.latents.items()}
+        of_positions = {name: relevance_of(*next(parts)) for name in inside.positions}
         for wanted in self.modules:
             if not any(fnmatch.fnmatchcase(key.split("#")[0], wanted) for key in inner):
                 raise ValueError(f"modules got {wanted!r}, which has no output that depends on the input as a tensor")
@@ -368,14 +451,19 @@ class InputXGradient(Attributor, Generic[Result]):
                     "paths constants under these rules, as attention weights are under CP-LRP?"
                 )
             inputs[name] = [relevance_of(*pair) for pair in pairs]
-        return Propagated(output, relevance, inputs, inner, better)
+        return Propagated(output, relevance, inputs, {**inner, **by_unit}, of_positions, better)
 
     def run(self, leaves_of_call: AbstractContextManager[tuple[dict[Any, Tensor], Leaves]], rest: Any) -> Forward:
-        """Run the model on leaves: return output, inner outputs, what it was called with, and the leaves."""
-        with self.capture() as captured, leaves_of_call as (values, leaves):
+        """Run the model on leaves: return output, inner tensors, positions, what it was called with, and the leaves."""
+        with self.capture() as modules, leaves_of_call as (values, leaves), ExitStack() as stack:
+            inside, shape = Inside(modules), next(iter(values.values())).shape
+            if self.telling_positions:
+                inside.positions = stack.enter_context(position_leaves(self.model, shape[0]))
+            if self.latents:
+                stack.enter_context(watching(self.model, self.latents, shape, inside.note))
             with explaining(lambda output: explained(output, self.output_key)):
                 output = self.call(values, rest)
-        return output, captured, values, leaves
+        return output, inside, values, leaves
 
     def call(self, values: Mapping[Any, Tensor], rest: Mapping[str, Any]) -> Any:
         """Call the model with a tensor by position, or with arguments by name."""

@@ -24,7 +24,7 @@ DONE, SOME_FAILED, REFUSED, STOPPED = 0, 1, 2, 130
 SUFFIXES = (".html", ".png", ".svg", ".pdf")
 SAVED = (*SUFFIXES, ".json", ".safetensors")
 #: Names that the commands know, too; there, they would take a second to import.
-PRESETS = ("attnlrp", "cp_lrp", "gamma_vit")
+PRESETS = ("attnlrp", "cp_lrp", "gamma_vit", "libragrad", "relp")
 DTYPES = ("float32", "float64", "bfloat16", "float16")
 ENGINES = ("local", "ray")
 #: Options of ``explain`` of which one has to be there.

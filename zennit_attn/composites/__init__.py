@@ -5,7 +5,7 @@ The presets are in :data:`zennit.composites.COMPOSITES`, too, once this is impor
 
 from .canonizers import FunctionCanonizer, MultiheadAttentionCanonizer
 from .configuration import PRESETS, load_composite, save_composite
-from .presets import AttnLRPComposite, CPLRPComposite, GammaViTComposite
+from .presets import AttnLRPComposite, CPLRPComposite, GammaViTComposite, LibraGradComposite, RelPComposite
 from .registration import input_x_gradient
 from .roles import ROLES, role
 from .transformer import TransformerComposite
@@ -17,7 +17,9 @@ __all__ = [
     "CPLRPComposite",
     "FunctionCanonizer",
     "GammaViTComposite",
+    "LibraGradComposite",
     "MultiheadAttentionCanonizer",
+    "RelPComposite",
     "TransformerComposite",
     "input_x_gradient",
     "load_composite",

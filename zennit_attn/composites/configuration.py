@@ -38,11 +38,12 @@ from .. import rules
 from ..hints import nearest
 from ..version import __version__
 from .parameters import parameters_of
-from .presets import AttnLRPComposite, CPLRPComposite, GammaViTComposite
+from .presets import AttnLRPComposite, CPLRPComposite, GammaViTComposite, LibraGradComposite, RelPComposite
 from .transformer import TransformerComposite, title_of
 
 PRESETS: dict[str, type[TransformerComposite]] = {
-    str(composite.preset): composite for composite in (AttnLRPComposite, CPLRPComposite, GammaViTComposite)
+    str(composite.preset): composite
+    for composite in (AttnLRPComposite, CPLRPComposite, GammaViTComposite, RelPComposite, LibraGradComposite)
 }
 
 #: Keys of a file; the maps' keys are those of their entries.
@@ -93,7 +94,7 @@ def load_composite(name_or_path: str | Path, **overrides: Any) -> TransformerCom
     Parameters
     ----------
     name_or_path : str or pathlib.Path
-        ``"attnlrp"``, ``"cp_lrp"``, ``"gamma_vit"``, or a path to a file.
+        ``"attnlrp"``, ``"cp_lrp"``, ``"gamma_vit"``, ``"relp"``, ``"libragrad"``, or a path to a file.
     **overrides
         Parameters to use instead of the file's, such as ``conv_gamma=0.1``; ``layer_map=``, ``name_map=`` and
         ``role_map=`` come before the file's.

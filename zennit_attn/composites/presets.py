@@ -1,7 +1,7 @@
-"""The presets: AttnLRP, CP-LRP and Gamma-ViT.
+"""The presets: AttnLRP, CP-LRP, Gamma-ViT, RelP and LibraGrad.
 
-They are also in :data:`zennit.composites.COMPOSITES`, as ``"attnlrp"``, ``"cp_lrp"`` and ``"gamma_vit"``. How they are
-written to files is in :mod:`zennit_attn.composites.configuration`.
+They are also in :data:`zennit.composites.COMPOSITES`, as ``"attnlrp"``, ``"cp_lrp"``, ``"gamma_vit"``, ``"relp"`` and
+``"libragrad"``. How they are written to files is in :mod:`zennit_attn.composites.configuration`.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from zennit.composites import register_composite
 from zennit.core import Hook
 
 from ..rules.linear import Epsilon, Gamma
-from ..rules.operators import CPLRP, AttnLRP, Operators
+from ..rules.operators import CPLRP, AttnLRP, LibraGrad, Operators, RelP
 from ..rules.rule import Rule
 from .parameters import check_flag, check_number
 from .roles import is_linear, role
@@ -91,6 +91,47 @@ class CPLRPComposite(_LanguagePreset):
 
     preset = "cp_lrp"
     rule = CPLRP
+
+
+@register_composite("relp")
+class RelPComposite(_LanguagePreset):
+    """RelP (Jafari et al. 2025): the rules of relevance patching, for circuits in language models.
+
+    Statistics of norms are constants (LN rule), an activation ``f`` has the slope ``f(x) / x`` (identity rule), each
+    factor of a product gets half (half rule), and attention is left to its gradient. With the signal ``g`` of these
+    rules, ``(a_patch - a) · g`` estimates what patching a tensor ``a`` does to the output. Attention weights as
+    constants, which the paper names as an option, are :class:`LibraGradComposite`.
+
+    Parameters
+    ----------
+    epsilon : float, optional
+        Stabilizer of linear layers. With 0 (default), LRP-0, the gradient form needs no rule for them.
+    strict, layer_map, name_map, role_map, canonizers
+        See :class:`~zennit_attn.composites.TransformerComposite`.
+    """
+
+    preset = "relp"
+    rule = RelP
+
+
+@register_composite("libragrad")
+class LibraGradComposite(_LanguagePreset):
+    """LibraGrad (Mehri et al., CVPR 2025): gradients that are complete, ``f(x) = Σ x g + Σ b g_b``.
+
+    Attention weights, the gate of an activation ``x σ(x)`` and the statistics of norms are pruned from the backward
+    pass, and each factor of another product gets half. With the relevance of each layer's input, the mean of which is
+    the paper's FullGrad+, use ``InputXGradient(..., modules=...)``.
+
+    Parameters
+    ----------
+    epsilon : float, optional
+        Stabilizer of linear layers. With 0 (default), LRP-0, the gradient form needs no rule for them.
+    strict, layer_map, name_map, role_map, canonizers
+        See :class:`~zennit_attn.composites.TransformerComposite`.
+    """
+
+    preset = "libragrad"
+    rule = LibraGrad
 
 
 @register_composite("gamma_vit")

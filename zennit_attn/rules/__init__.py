@@ -5,7 +5,7 @@ Each is a :class:`zennit.core.Hook` and goes wherever zennit's own rules go.
 
 from .layer import Identity, LayerRule
 from .linear import AlphaBeta, Epsilon, Gamma, LinearRule, ZPlus
-from .operators import CPLRP, AttnLRP, Operators, SelectiveScan
+from .operators import CPLRP, AttnLRP, LibraGrad, Operators, RelP, SelectiveScan
 from .rule import Rule
 
 __all__ = [
@@ -16,8 +16,10 @@ __all__ = [
     "Gamma",
     "Identity",
     "LayerRule",
+    "LibraGrad",
     "LinearRule",
     "Operators",
+    "RelP",
     "Rule",
     "SelectiveScan",
     "ZPlus",

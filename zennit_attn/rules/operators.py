@@ -165,6 +165,36 @@ class CPLRP(Operators):
         super().__init__("value", "gate", "constant", "identity", strict=strict)
 
 
+class RelP(Operators):
+    """RelP (Jafari et al. 2025): LN, identity and half rule; attention is left to its gradient.
+
+    Parameters
+    ----------
+    strict : bool, optional
+        Raise at an operation without a rule.
+    """
+
+    parameter_names: ClassVar[tuple[str, ...]] = ("strict",)
+
+    def __init__(self, strict: bool = False) -> None:
+        super().__init__("gradient", "uniform", "constant", "identity", strict=strict)
+
+
+class LibraGrad(Operators):
+    """LibraGrad (Mehri et al., CVPR 2025): attention weights, gates and statistics are pruned, products halved.
+
+    Parameters
+    ----------
+    strict : bool, optional
+        Raise at an operation without a rule.
+    """
+
+    parameter_names: ClassVar[tuple[str, ...]] = ("strict",)
+
+    def __init__(self, strict: bool = False) -> None:
+        super().__init__("value", "uniform", "constant", "identity", strict=strict)
+
+
 class SelectiveScan(Operators):
     """MambaLRP (Jafari et al., NeurIPS 2024) for a selective state space: its parameters are constants.
 
