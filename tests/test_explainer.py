@@ -586,6 +586,11 @@ def test_an_encoder_that_pools_otherwise_is_refused(tmp_path):
         else:
             with pytest.raises(InputError, match="with pooling_mode_cls_token"):
                 Explainer(tmp_path)
+    kinds = ["Transformer", "Pooling", "Dense", "Normalize"]
+    modules = [{"idx": index, "type": f"sentence_transformers.models.{kind}"} for index, kind in enumerate(kinds)]
+    (tmp_path / "modules.json").write_text(json.dumps(modules), encoding="utf-8")
+    with pytest.raises(InputError, match="with Dense after its encoder"):
+        Explainer(tmp_path)
 
 
 def test_an_encoder_of_a_model_with_a_decoder_is_loaded_as_what_it_is(tmp_path):

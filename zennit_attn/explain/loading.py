@@ -186,15 +186,29 @@ def torchvision_model(name: str, empty: bool = False) -> tuple[Any, Any, list[st
 
 def check_pooling(name: str) -> None:
     """Raise InputError if an encoder of sentences says that it takes another than the mean of its hidden states."""
-    quiet = {"_raise_exceptions_for_missing_entries": False, "_raise_exceptions_for_connection_errors": False}
-    file = transformers.utils.hub.cached_file(name, "1_Pooling/config.json", **quiet)
-    content = {} if file is None else json.loads(Path(file).read_text(encoding="utf-8"))
+    modules = content_in(name, "modules.json") or []
+    # a normalisation changes no cosine, and dropout nothing
+    others = [str(module["type"]).split(".")[-1] for module in modules]
+    others = [kind for kind in others if kind not in ("Transformer", "Pooling", "Normalize", "Dropout")]
+    if others:
+        raise InputError(
+            f"got the model {name!r} with {' and '.join(others)} after its encoder, expected the mean of its hidden "
+            "states alone: put a module around it that does the same, and explain that with zennit_attn.InputXGradient"
+        )
+    content = content_in(name, "1_Pooling/config.json") or {}
     modes = [key for key, value in content.items() if key.startswith("pooling_mode") and value is True]
     if modes not in ([], ["pooling_mode_mean_tokens"]):
         raise InputError(
             f"got the model {name!r} with {' and '.join(modes)}, expected pooling_mode_mean_tokens: "
             "put a module around it that pools in its own way, and explain that with zennit_attn.InputXGradient"
         )
+
+
+def content_in(name: str, file: str) -> Any:
+    """Return what a JSON file of a model has, None if there is no such file."""
+    quiet = {"_raise_exceptions_for_missing_entries": False, "_raise_exceptions_for_connection_errors": False}
+    found = transformers.utils.hub.cached_file(name, file, **quiet)
+    return None if found is None else json.loads(Path(found).read_text(encoding="utf-8"))
 
 
 def digest_of(model: torch.nn.Module) -> str:
