@@ -2,6 +2,7 @@
 
 from .adapters import ModelAdapter
 from .attribution import InputXGradient
+from .captured import capture
 from .composites.canonizers import FunctionCanonizer, MultiheadAttentionCanonizer
 from .composites.configuration import load_composite, save_composite
 from .composites.presets import AttnLRPComposite, CPLRPComposite, GammaViTComposite, LibraGradComposite, RelPComposite
@@ -18,6 +19,7 @@ __all__ = [
     "ModelAdapter",
     "MultiheadAttentionCanonizer",
     "RelPComposite",
+    "capture",
     "input_x_gradient",
     "load_composite",
     "register_operator",

@@ -11,6 +11,7 @@ __all__ = [
     "PaddingWarning",
     "PrecisionWarning",
     "ProbabilityWarning",
+    "StaleError",
     "TrainingWarning",
     "UnknownOperationError",
     "UnknownOperationWarning",
@@ -61,6 +62,10 @@ class PaddingWarning(UserWarning):
 
 class PrecisionWarning(UserWarning):
     """Relevance is smaller than the numbers that it is computed in."""
+
+
+class StaleError(RuntimeError):
+    """A graph that was captured is asked for something else than it is of."""
 
 
 class ProbabilityWarning(UserWarning):

@@ -161,13 +161,51 @@ def looked_up(indices: Any, tokens: Mapping[str | None, Tensor], leaves: Leaves)
     }
     for name, ids in candidates.items():
         # the same memory, and in the same order: a transposed view is another sequence
-        if indices.data_ptr() == ids.data_ptr() and torch.equal(indices.reshape(ids.shape), ids):
+        if indices.data_ptr() == ids.data_ptr() and decisions.decided(indices.reshape(ids.shape), ids):
             return name
     for name, ids in candidates.items():
         # a copy of them; later copies may be the ids of a decoder
-        if not leaves[name] and torch.equal(indices.reshape(ids.shape), ids):
+        if not leaves[name] and decisions.decided(indices.reshape(ids.shape), ids):
             return name
     return NOTHING
+
+
+class Decisions:
+    """Whether tensors were equal in one forward, told again in another one whose tensors have no values to compare."""
+
+    def __init__(self) -> None:
+        self.noted: list[bool] | None = None
+        self.told: Iterator[bool] | None = None
+
+    def decided(self, one: Tensor, other: Tensor) -> bool:
+        """Tell whether tensors are equal, or were."""
+        if self.told is not None:
+            return next(self.told)
+        found = torch.equal(one, other)
+        if self.noted is not None:
+            self.noted.append(found)
+        return found
+
+    @contextmanager
+    def noting(self) -> Iterator[list[bool]]:
+        """Yield what is found inside."""
+        self.noted = []
+        try:
+            yield self.noted
+        finally:
+            self.noted = None
+
+    @contextmanager
+    def telling(self, noted: list[bool]) -> Iterator[None]:
+        """Tell inside what was found before."""
+        self.told = iter(noted)
+        try:
+            yield
+        finally:
+            self.told = None
+
+
+decisions = Decisions()
 
 
 def embeddings(model: Any) -> list[torch.nn.Module]:
