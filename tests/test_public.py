@@ -41,8 +41,10 @@ PUBLIC = [
     "MultiheadAttentionCanonizer",
     "RelPComposite",
     "__version__",
+    "capture",
     "composites",
     "concepts",
+    "data",
     "errors",
     "evaluation",
     "heatmap",
@@ -71,7 +73,7 @@ def test_what_is_public_is_shown_and_nothing_else():
 
 
 @pytest.mark.parametrize(
-    "room", ["composites", "concepts", "evaluation", "heatmap", "rules", "targets", "tuning", "errors"]
+    "room", ["composites", "concepts", "data", "evaluation", "heatmap", "rules", "targets", "tuning", "errors"]
 )
 def test_rooms_show_what_is_public_and_nothing_else(room):
     module = getattr(zennit_attn, room)

@@ -14,6 +14,7 @@ from .version import __version__ as __version__
 if TYPE_CHECKING:
     from . import composites as composites
     from . import concepts as concepts
+    from . import data as data
     from . import errors as errors
     from . import evaluation as evaluation
     from . import heatmap as heatmap
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
     from .explain import Explanation as Explanation
 
 #: Modules and packages that are public as a whole.
-_ROOMS = ("composites", "concepts", "errors", "evaluation", "heatmap", "rules", "targets", "tuning")
+_ROOMS = ("composites", "concepts", "data", "errors", "evaluation", "heatmap", "rules", "targets", "tuning")
 #: What takes transformers.
 _QUESTIONS = ("Explainer", "Explanation")
 

@@ -79,33 +79,35 @@ class Captured(InputXGradient[Any]):
         return found
 
 
-class Folding(TorchDispatchMode):
-    """Computes what depends on constant arguments alone, such as a mask, once: models ask for its values in Python.
+class Constants(TorchDispatchMode):
+    """Knows what depends on no input, such as positions and a mask, of which models ask for values in Python.
 
     Parameters
     ----------
     constants : sequence of torch.Tensor
-        The arguments.
+        Arguments that are the same in each call.
     """
 
     def __init__(self, constants: Sequence[Tensor]) -> None:
         super().__init__()
         # held, so that no other tensor gets the place of one of them
-        self.constants = {id(value): value for value in constants}
+        self.known = {id(value): value for value in constants}
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Run a function outside of the graph if all its tensors are constants."""
+        """Run a function; outside of the graph if it asks for values of constants."""
         kwargs = kwargs or {}
         tensors = [value for value in tree_leaves((args, kwargs)) if isinstance(value, Tensor)]
         # numbers that Python makes a tensor of are constants, too
-        fixed = [id(value) in self.constants or func is torch.ops.aten.lift_fresh.default for value in tensors]
-        if not tensors or not all(fixed):
-            if any(fixed) and func._schema.is_mutable and id(args[0]) in self.constants:
-                raise RuntimeError(f"{func} writes what depends on the input into a constant argument")
-            return func(*args, **kwargs)
-        with disable_proxy_modes_tracing():
+        is_made = func is torch.ops.aten.lift_fresh.default
+        is_constant = is_made or all(id(value) in self.known for value in tensors)
+        is_constant = is_constant and torch.Tag.nondeterministic_seeded not in func.tags
+        asks = torch.Tag.data_dependent_output in func.tags or torch.Tag.dynamic_output_shape in func.tags
+        with disable_proxy_modes_tracing() if is_constant and asks else nullcontext():
             output = func(*args, **kwargs)
-        self.constants.update((id(value), value) for value in tree_leaves(output) if isinstance(value, Tensor))
+        if is_constant:
+            self.known.update((id(value), value) for value in tree_leaves(output) if isinstance(value, Tensor))
+        elif func._schema.is_mutable:
+            self.known.pop(id(args[0]), None)
         return output
 
 
@@ -247,7 +249,7 @@ def capture(attributor: InputXGradient[Any], input: Tensor | Mapping[str, Any], 
     constants = [value for value in tree_leaves(rest) if isinstance(value, Tensor)]
 
     def flat(*values: Tensor) -> list[Any]:
-        with Folding(constants):
+        with Constants(constants):
             found = passes(values)
         leaves, spec = tree_flatten((plain(found.output), found.explained, found.inputs, found.inner))
         structure[:] = [spec]

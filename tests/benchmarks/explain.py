@@ -20,6 +20,7 @@ import torch
 import torchvision
 import transformers
 import zennit.rules
+from torch.overrides import TorchFunctionMode
 
 import zennit_attn
 from zennit_attn import (
@@ -27,6 +28,7 @@ from zennit_attn import (
     CPLRPComposite,
     GammaViTComposite,
     InputXGradient,
+    capture,
     input_x_gradient,
     rules,
     targets,
@@ -321,6 +323,23 @@ def small_models(device, rounds):
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     times = compare(model, x, composites(), device, 20 * rounds)
+    attributor = InputXGradient(model, AttnLRPComposite(), targets.Label(0))
+    captured = capture(attributor, {"inputs_embeds": x})
+
+    def seen():
+        with TorchFunctionMode():
+            step(model, x)
+
+    found = interleaved(
+        {
+            PLAIN: lambda: step(model, x),
+            "a mode that does nothing: the floor of rules in Python": seen,
+            "AttnLRP, captured": lambda: captured({"inputs_embeds": x}),
+        },
+        device,
+        20 * rounds,
+    )
+    times |= {name: value / found[PLAIN] * times[PLAIN] for name, value in found.items() if name != PLAIN}
     torch.set_num_threads(threads)
     for name, value in times.items():
         case = "Llama-like, 64 x 16 layers, 16 tokens"
