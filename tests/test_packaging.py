@@ -58,7 +58,7 @@ def test_the_wheel_holds_code_presets_and_license(wheel):
     modules = {str(file.relative_to(ROOT)) for file in (ROOT / "zennit_attn").rglob("*.py")}
     assert {name for name in names if name.endswith((".py", ".typed"))} == {*modules, "zennit_attn/py.typed"}
     presets = {f"zennit_attn/presets/{file.name}" for file in (ROOT / "composites").glob("*.toml")}
-    assert len(presets) == 3
+    assert len(presets) == 5
     assert presets <= set(names)
     assert any(name.endswith("LICENSE") for name in names)
     assert "License-Expression: BSD-3-Clause" in metadata
