@@ -363,10 +363,10 @@ def test_where_the_channels_are_is_the_concepts_to_know():
 
 def test_relevance_by_channel():
     relevance = torch.arange(12.0).reshape(1, 2, 3, 2)
-    assert ChannelConcept().attribute(relevance).tolist() == [[15, 51]]
-    assert ChannelConcept(-1).attribute(relevance).tolist() == [[30, 36]]
-    assert ChannelConcept().attribute(relevance, abs_norm=True).sum() == 1
-    assert ChannelConcept().attribute(relevance * 0, abs_norm=True).tolist() == [[0, 0]]
+    assert ChannelConcept().attribute(relevance, abs_norm=False).tolist() == [[15, 51]]
+    assert ChannelConcept(-1).attribute(relevance, abs_norm=False).tolist() == [[30, 36]]
+    assert ChannelConcept().attribute(-relevance).sum() == -1
+    assert ChannelConcept().attribute(relevance * 0).tolist() == [[0, 0]]
 
 
 def test_padding_has_no_part():
