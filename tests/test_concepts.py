@@ -324,6 +324,12 @@ def test_relevance_of_the_output_may_be_given(form):
     parts = attribution(IDS, [{"y": [1]}, {"y": [3]}], composite, init_rel=1)
     torch.testing.assert_close(found.heatmap[0], 2 * parts.heatmap[0] - parts.heatmap[1], rtol=1e-7, atol=1e-9)
     assert float(parts.heatmap.abs().max()) > 1e-6
+    # for each condition, in batches of which the last one is not full
+    several = torch.eye(5).double()[[1, 3, 1]]
+    asked = list(attribution.generate(IDS, [{}] * 3, composite, init_rel=several, batch_size=2))
+    rows = torch.cat([part.heatmap for part in asked])
+    torch.testing.assert_close(rows, parts.heatmap[[0, 1, 0]], rtol=1e-7, atol=1e-9)
+    torch.testing.assert_close(attribution(IDS, [{}] * 3, composite, init_rel=several).heatmap, rows)
 
 
 def test_where_the_channels_are_is_the_concepts_to_know():
@@ -357,10 +363,10 @@ def test_where_the_channels_are_is_the_concepts_to_know():
 
 def test_relevance_by_channel():
     relevance = torch.arange(12.0).reshape(1, 2, 3, 2)
-    assert ChannelConcept().attribute(relevance).tolist() == [[15, 51]]
-    assert ChannelConcept(-1).attribute(relevance).tolist() == [[30, 36]]
-    assert ChannelConcept().attribute(relevance, abs_norm=True).sum() == 1
-    assert ChannelConcept().attribute(relevance * 0, abs_norm=True).tolist() == [[0, 0]]
+    assert ChannelConcept().attribute(relevance, abs_norm=False).tolist() == [[15, 51]]
+    assert ChannelConcept(-1).attribute(relevance, abs_norm=False).tolist() == [[30, 36]]
+    assert ChannelConcept().attribute(-relevance).sum() == -1
+    assert ChannelConcept().attribute(relevance * 0).tolist() == [[0, 0]]
 
 
 def test_padding_has_no_part():

@@ -4,6 +4,7 @@ import models
 import pytest
 import torch
 import torch.nn.functional as F
+from sweep.cases import build, in_float64
 
 from zennit_attn import AttnLRPComposite, CPLRPComposite, InputXGradient, LibraGradComposite, RelPComposite, targets
 from zennit_attn.errors import InputError
@@ -133,7 +134,7 @@ def test_rotary_positions_get_half_of_each_product_in_each_layer(attention):
     assert models.relative_error(got, torch.stack(expected)) < 1e-5
     assert models.relative_error(found.relevance, (x * on_x).sum(-1).detach()) < 1e-5
     torch.testing.assert_close(found.layers, got.unflatten(0, (3, 2)).sum(1).transpose(0, 1))
-    assert list(found.by_module) == [f"model.layers.{index}.self_attn" for index in range(3)]
+    assert list(found.by_module) == [f"model.layers.{index}" for index in range(3)]
     # the paper's code: each factor of each layer by its largest magnitude, then both maps, then their sum
     scaled = [value.abs() / value.abs().amax(-1, keepdim=True) for value in expected]
     positions, tokens = sum(scaled), (x * on_x).sum(-1)
@@ -181,6 +182,43 @@ def test_learned_positions_get_their_share_of_the_sum(make):
     assert found.layers.shape == (2, 1, 5)
     assert float(found.layers.sum()) == pytest.approx(kept, rel=1e-9)
     assert torch.equal(found.relevance, attributor(ids, targets.Label(3)).relevance)
+
+
+@pytest.mark.parametrize(
+    "case",
+    [
+        "causal-lm/deepseek_v2",  # rotations as complex numbers
+        "causal-lm/dots3_note",  # an indexer of tokens in its attention, which is given them, too
+        "causal-lm/gpt_neox",  # of a part of the width
+        "causal-lm/bart",  # looked up by the ids, and added
+        "causal-lm/roformer",  # sines of one sample for all
+    ],
+)
+def test_positions_of_other_models_are_what_the_ledger_lacks(case):
+    model, inputs = in_float64(*build(case))
+    batch = {key: value for key, value in inputs.items() if isinstance(value, torch.Tensor)}
+    for name, parameter in model.named_parameters():
+        # the sweep has set it to zero, as all that is added
+        if "embed_positions" in name:
+            parameter.data.normal_()
+    attributor = InputXGradient(model, AttnLRPComposite())
+    found, ledger = attributor.positions(batch, targets.Label(1)), attributor.ledger(batch, targets.Label(1))
+    with position_leaves(model, 1):
+        less = attributor.ledger(batch, targets.Label(1))
+    relevance = float(sum(value.sum() for value in found.by_module.values()))
+    assert abs(relevance) > 1e-9
+    # these models compute in float32 in places
+    assert less.remainder - ledger.remainder == pytest.approx(relevance, rel=1e-3, abs=1e-7)
+
+
+def test_positions_are_no_tokens():
+    model = models.gpt2().double().eval()
+    # ids that are equal to the positions
+    ids = torch.arange(5)[None]
+    attributor = InputXGradient(model, AttnLRPComposite(strict=True))
+    x = model.get_input_embeddings()(ids).detach()
+    expected = attributor({"inputs_embeds": x}, targets.Label(3)).relevance.sum(-1)
+    torch.testing.assert_close(attributor(ids, targets.Label(3)).relevance, expected, rtol=1e-9, atol=1e-12)
 
 
 def test_a_model_that_is_told_no_positions_is_an_error():

@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_map_only
 
 from .engine.operands import explained_leaf
+from .positions import tells_positions
 
 #: Entries of a batch that hold what is explained, of which exactly one has to be there.
 INPUTS = ("input_ids", "inputs_embeds", "pixel_values", "input_values", "input_features")
@@ -210,7 +211,12 @@ decisions = Decisions()
 
 def embeddings(model: Any) -> list[torch.nn.Module]:
     """Return the modules that may embed token ids."""
-    tables: list[torch.nn.Module] = [module for module in model.modules() if isinstance(module, torch.nn.Embedding)]
+    # BART's positions are looked up by the ids' shape, and GPT-2's may happen to be equal to them
+    tables: list[torch.nn.Module] = [
+        module
+        for name, module in model.named_modules()
+        if isinstance(module, torch.nn.Embedding) and not tells_positions(name)
+    ]
     try:
         own = model.get_input_embeddings()
     except (AttributeError, NotImplementedError):

@@ -136,9 +136,14 @@ def position_leaves(model: torch.nn.Module, samples: int) -> Iterator[dict[str, 
         for number, value in enumerate(values):
             if value.dim() > 2 and value.shape[-3] == 1:
                 value = value.expand(*value.shape[:-3], samples, *value.shape[-2:])
-            made[f"{name}[{number}]"] = explained_leaf(value.clone())
+            # a rotation as one complex number: real and imaginary part are factors of their own
+            parts = torch.view_as_real(value).flatten(-2) if value.is_complex() else value
+            made[f"{name}[{number}]"] = explained_leaf(parts.clone())
         found.update(made)
-        return list(made.values())
+        return [
+            torch.view_as_complex(leaf.unflatten(-1, (-1, 2))) if value.is_complex() else leaf
+            for leaf, value in zip(made.values(), values, strict=True)
+        ]
 
     def turn(name: str, place: int, module: Any, args: Any, kwargs: Any) -> Any:
         given = kwargs.get(ROTARY, args[place] if place < len(args) else None)
@@ -157,15 +162,14 @@ def position_leaves(model: torch.nn.Module, samples: int) -> Iterator[dict[str, 
     def add(name: str, module: Any, args: Any, output: Any) -> Any:
         if not isinstance(output, Tensor) or not output.is_floating_point() or output.requires_grad:
             return None
-        return leaves_of(name, [output[None] if output.dim() == 2 else output])[0]
+        return leaves_of(name, [output[None] if output.dim() == 2 and samples > 1 else output])[0]
 
     handles = []
+    for name, module in turned(model).items():
+        place = [*inspect.signature(type(module).forward).parameters][1:].index(ROTARY)
+        handles.append(module.register_forward_pre_hook(partial(turn, name, place), with_kwargs=True))
     for name, module in model.named_modules():
-        children = [child for child in module.modules() if child is not module]
-        if takes_rotary(module) and not any(map(takes_rotary, children)):
-            place = [*inspect.signature(type(module).forward).parameters][1:].index(ROTARY)
-            handles.append(module.register_forward_pre_hook(partial(turn, name, place), with_kwargs=True))
-        elif not children and _ADDED.match(name.rpartition(".")[2]):
+        if tells_positions(name) and next(module.children(), None) is None and not takes_rotary(module):
             handles.append(module.register_forward_hook(partial(add, name)))
     try:
         yield found
@@ -178,6 +182,22 @@ def position_leaves(model: torch.nn.Module, samples: int) -> Iterator[dict[str, 
             f"argument {ROTARY!r} of its attention, or a module that embeds positions, such as 'wpe'. What a parameter "
             "adds to the input, as in vision transformers, is in the ledger."
         )
+
+
+def tells_positions(name: str) -> bool:
+    """Tell whether a module, by its name, embeds positions, which are added to the input."""
+    return bool(_ADDED.match(name.rpartition(".")[2]))
+
+
+def turned(model: torch.nn.Module) -> dict[str, torch.nn.Module]:
+    """Return the modules that are given cosines and sines for one layer: layers, or attentions of layers that are not.
+
+    What takes them for a list of layers is none of these, nor is what is inside of one, such as an indexer of tokens.
+    """
+    taking = {name: module for name, module in model.named_modules() if takes_rotary(module)}
+    inside = {name: [other[len(name) :] for other in taking if other.startswith(f"{name}.")] for name in taking}
+    single = [name for name in taking if not any(re.search(r"\.\d+", rest) for rest in inside[name])]
+    return {name: taking[name] for name in single if not any(name.startswith(f"{outer}.") for outer in single)}
 
 
 def takes_rotary(module: torch.nn.Module) -> bool:

@@ -3,6 +3,8 @@
 from ..latents import Features, Latent, latents_of
 from .channels import ChannelConcept
 from .conditional import AttributionResults, CondAttribution, conditioned
+from .patching import Patching, relevance_patching
+from .weights import WeightRelevance, weight_relevance
 
 __all__ = [
     "AttributionResults",
@@ -10,8 +12,12 @@ __all__ = [
     "CondAttribution",
     "Features",
     "Latent",
+    "Patching",
+    "WeightRelevance",
     "conditioned",
     "latents_of",
+    "relevance_patching",
+    "weight_relevance",
 ]
 
 

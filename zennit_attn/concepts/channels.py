@@ -60,7 +60,7 @@ class ChannelConcept:
         shape[0], shape[self.axis] = len(signal), signal.shape[self.axis]
         return kept_units(kept, len(signal), signal.shape[self.axis], layer_name).to(signal).reshape(shape)
 
-    def attribute(self, relevance: Tensor, abs_norm: bool = False) -> Tensor:
+    def attribute(self, relevance: Tensor, abs_norm: bool = True) -> Tensor:
         """Return the relevance of each channel, of shape ``(batch, channels)``.
 
         Parameters
@@ -68,7 +68,7 @@ class ChannelConcept:
         relevance : torch.Tensor
             Of the layer's shape.
         abs_norm : bool, optional
-            Divide by the sum of the channels' magnitudes.
+            Divide by the sum of the channels' magnitudes, as in zennit-crp (default).
         """
         summed = relevance.movedim(self.axis, 1).flatten(2).sum(-1) if relevance.dim() > 2 else relevance
         if not abs_norm:

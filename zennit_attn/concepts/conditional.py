@@ -172,8 +172,8 @@ class CondAttribution:
         start_layer : str, optional
             Where to start instead of the output. Its relevance is its activation, or ``init_rel``.
         init_rel : torch.Tensor, float or callable, optional
-            Relevance at the start, or a function of the activations there; by default these. Under ``"y"`` the classes
-            of it are taken.
+            Relevance at the start, for all conditions or for each, or a function of the activations there; by default
+            these. Of the output the classes under ``"y"`` are taken.
         exclude_parallel : bool, optional
             Whether only what goes through all conditions, one after the other, reaches the input (default). With False
             what goes around them, through shortcuts, does, too.
@@ -217,6 +217,8 @@ class CondAttribution:
         exclude_parallel: bool = True,
     ) -> Iterator[AttributionResults]:
         """Explain one sample under many conditions: one forward pass for all of them, a backward pass for each batch.
+
+        The rules are on the model until the last batch is taken.
 
         Parameters
         ----------
@@ -295,12 +297,16 @@ class CondAttribution:
             if not exclude_parallel:
                 for name, place in run.places.items():
                     place.tensor.register_hook(partial(hooked, name))
+            done, count = 0, sum(map(len, batches))
+            is_each = isinstance(init_rel, Tensor) and init_rel.dim() > 0 and len(init_rel) == count
             for conditions in batches:
+                init = init_rel[done : done + len(conditions)] if is_each else init_rel
+                done += len(conditions)
                 arrived.clear()
                 masks.clear()
                 masks.update(self.masks(run, conditions, mask_map))
                 root = run.output if start_layer is None else run.places[start_layer].tensor
-                signal = self.start(run, root, conditions, init_rel, start_layer is None)
+                signal = self.start(run, root, conditions, init, start_layer is None)
                 if exclude_parallel:
                     on_leaves = self.cut(run, root, signal, masks, start_layer, arrived)
                 else:
@@ -343,25 +349,27 @@ class CondAttribution:
         """Return the signal that the backward pass starts with."""
         init = init_rel(tensor.detach()) if callable(init_rel) else init_rel
         if init is None:
-            relevance, weights = tensor.detach(), torch.ones_like(tensor)
+            signal = torch.ones_like(tensor) if run.form == "gradient" else tensor.detach()
         else:
             relevance = torch.as_tensor(init).to(tensor)
-            if isinstance(init, Tensor) and len(init) < len(tensor):
+            if relevance.dim() and 1 < len(relevance) < len(tensor):
                 # of a batch that is not full, the rest is left out afterwards
-                relevance = torch.cat([relevance, relevance.new_zeros(len(tensor) - len(init), *init.shape[1:])])
+                missing = len(tensor) - len(relevance)
+                relevance = torch.cat([relevance, relevance[:1].expand(missing, *relevance.shape[1:])])
             relevance = relevance.expand_as(tensor)
-            weights = divide(relevance, tensor.detach()) if run.form == "gradient" else relevance
+            signal = divide(relevance, tensor.detach()) if run.form == "gradient" else relevance
+        if not at_output:
+            return signal
         chosen = torch.zeros_like(tensor)
         for row, condition in enumerate(conditions):
             wanted = condition.get(self.MODEL_OUTPUT_NAME)
-            if wanted is None or not at_output:
+            if wanted is None:
                 chosen[row] = 1
                 continue
             target = wanted if isinstance(wanted, Target) else Labels([wanted] if isinstance(wanted, int) else wanted)
             mask = None if run.mask is None else run.mask[row : row + 1]
             chosen[row] = target.weights(tensor[row : row + 1], mask)[0]
         # zero relevance where nothing is explained, whatever infinite logits there are
-        signal = weights if run.form == "gradient" else relevance
         return torch.where(chosen == 0, torch.zeros_like(signal), chosen * signal).detach()
 
     def cut(
