@@ -14,7 +14,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cache, partial
 from typing import Any
 
 import torch
@@ -310,7 +310,12 @@ def sizes(module: Any) -> tuple[int, int]:
 
 def slots_of(module: torch.nn.Module) -> tuple[str, str] | None:
     """Return the arguments by which a module is told the experts of each token and their weights, None if it is not."""
-    parameters = inspect.signature(type(module).forward).parameters
+    return _slots_of(type(module).forward)
+
+
+@cache
+def _slots_of(forward: Callable[..., Any]) -> tuple[str, str] | None:
+    parameters = inspect.signature(forward).parameters
     return next((slots for slots in _SLOTS if set(slots) <= set(parameters)), None)
 
 
