@@ -26,6 +26,7 @@ from .errors import FrozenWarning, NotFiniteError, NotFiniteWarning, PaddingWarn
 from .hints import nearest
 from .inputs import Leaves, NotLookedUpError, leaves_of, split_input
 from .ledger import Ledger, Recorder, recording
+from .sharding import whole
 from .surrogates import surrogates_of
 from .targets import MASK, Each, Target
 
@@ -330,7 +331,8 @@ class InputXGradient(Attributor, Generic[Result]):
                 output, captured, values, leaves = self.run_surrogates(given, rest, error)
             sources = [*captured.values(), *(leaf for found in leaves.values() for leaf in found.values())]
             constants = [] if recorder is None else recorder.constants
-            tensor = explained(output, self.output_key)
+            # of logits that several processes share, a target has to see all
+            tensor = whole(explained(output, self.output_key))
             if isinstance(attr_output_fn, Target) and is_headless(output, self.output_key):
                 raise ValueError(
                     f"{type(self.model).__name__} has no head: got {attr_output_fn!r} for its hidden units, of which "
@@ -354,7 +356,7 @@ class InputXGradient(Attributor, Generic[Result]):
         for (place, leaf), signal in zip(constants, signals[len(sources) :], strict=True):
             recorder.note(place, leaf, signal)  # type: ignore[union-attr]
         parts = iter(zip(sources, signals, strict=False))
-        inner = {name: relevance_of(*next(parts)) for name in captured}
+        inner = {name: whole(relevance_of(*next(parts))) for name in captured}
         for wanted in self.modules:
             if not any(fnmatch.fnmatchcase(key.split("#")[0], wanted) for key in inner):
                 raise ValueError(f"modules got {wanted!r}, which has no output that depends on the input as a tensor")
@@ -384,7 +386,7 @@ class InputXGradient(Attributor, Generic[Result]):
     def run_surrogates(self, given: Mapping[str | None, Tensor], rest: Any, error: NotLookedUpError) -> Forward:
         """Run a model that changes its ids before it embeds them, see :mod:`zennit_attn.surrogates`."""
         with torch.no_grad():
-            plain = explained(self.call(given, rest), self.output_key)
+            plain = whole(explained(self.call(given, rest), self.output_key))
         # with ids of their own for padding, too, unless the model tells padding by its id
         for padding in (None, getattr(getattr(self.model, "config", None), "pad_token_id", None)):
             try:
@@ -398,7 +400,7 @@ class InputXGradient(Attributor, Generic[Result]):
 
     def agree(self, output: Any, plain: Tensor) -> bool:
         """Tell whether a model returned what it did before, with a graph: one that computes with its ids does not."""
-        changed = explained(output, self.output_key)
+        changed = whole(explained(output, self.output_key))
         tolerance = 1e-5 * float(plain.abs().max())
         return changed.requires_grad and torch.allclose(changed, plain, rtol=1e-4, atol=tolerance)
 
