@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -30,8 +31,10 @@ def run(args: argparse.Namespace) -> int:
     check_out(args)
     args.text = [sys.stdin.read() if text == "-" else text for text in args.text or ()] or None
     pairs = [(model, composite) for model in args.model for composite in args.composite or [None]]
-    explainers = [Explainer(model, None, composite, args.device, args.dtype) for model, composite in pairs]
+    explainers = [explainer_of(model, composite, args) for model, composite in pairs]
     found = [asked(explainer, args) for explainer in explainers]
+    if args.tp_plan is not None and os.environ["RANK"] != "0":
+        return DONE  # all processes explain the same, and one of them says it
     for explanation in found:
         for message in explanation.warnings:
             print(f"zennit-attn: warning: {message}", file=sys.stderr)
@@ -59,6 +62,25 @@ def run(args: argparse.Namespace) -> int:
     print(f"{explanation.label!r}: {value} ({explainer.composite.preset}, {explainer.device})")
     show(explanation, args)
     return DONE
+
+
+def explainer_of(model: str, composite: str | None, args: argparse.Namespace) -> Explainer:
+    """Return a model, where the options say that it is.
+
+    Raises
+    ------
+    InputError
+        If the file of a device map has none, or the model cannot be there.
+    """
+    places = args.device_map
+    if places is not None and places != "auto":
+        try:
+            places = json.loads(Path(places).read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise InputError(f"cannot read --device-map {places!r} ({error}); expected auto, or JSON") from error
+    if (places is not None or args.tp_plan is not None) and args.dtype is not None:
+        raise InputError("got --dtype with --device-map or --tp-plan, which keep the dtype of the file; expected none")
+    return Explainer(model, None, composite, args.device, args.dtype, places, tp_plan=args.tp_plan)
 
 
 def show(explanation: Explanation, args: argparse.Namespace) -> None:
@@ -233,7 +255,9 @@ def explain_many(args: argparse.Namespace) -> int:
     if args.input.is_dir() and args.out.resolve() == args.input.resolve():
         raise InputError(f"got {str(args.out)!r} as --input and as --out, expected two folders")
     rows = batch.rows_of(args.input, args.target)
-    explainer = Explainer(args.model[0], None, (args.composite or [None])[0], args.device, args.dtype)
+    if args.tp_plan is not None:
+        raise InputError("got --tp-plan with --input, expected one input: give --device-map, or a part to each process")
+    explainer = explainer_of(args.model[0], (args.composite or [None])[0], args)
     suffix = args.format or "html"
     results = batch.Results(args.out, {**settings_of(explainer, args), "format": suffix})
     counts = batch.run(explainer, rows, results, args.contrastive, f".{suffix}")

@@ -71,7 +71,9 @@ class OffloadedHandle(ForwardHandle):
             # an empty cache would get the same keys twice
             kwargs = {name: None if name in CACHES else value for name, value in kwargs.items()}
             again = run_again(self, forward, rerun)
-            return torch.utils.checkpoint.checkpoint(again, *args, use_reentrant=False, **kwargs)
+            # stopped early, the last module would not get to unload its weights
+            with torch.utils.checkpoint.set_checkpoint_early_stop(False):
+                return torch.utils.checkpoint.checkpoint(again, *args, use_reentrant=False, **kwargs)
 
         super().__init__(module, around)
 
