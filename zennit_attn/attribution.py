@@ -26,7 +26,7 @@ from .errors import FrozenWarning, NotFiniteError, NotFiniteWarning, PaddingWarn
 from .hints import nearest
 from .inputs import Leaves, NotLookedUpError, leaves_of, split_input
 from .ledger import Ledger, Recorder, recording
-from .sharding import whole
+from .sharding import is_sharded, whole
 from .surrogates import surrogates_of
 from .targets import MASK, Each, Target
 
@@ -339,6 +339,7 @@ class InputXGradient(Attributor, Generic[Result]):
                     "none is a class; expected a model with a head, such as one of AutoModelForCausalLM or "
                     "AutoModelForSequenceClassification, or output_key and a function of the output."
                 )
+            refuse_part(self.model, tensor)
             mask = getattr(tensor, MASK, target_mask(self.model, {**rest, **values}))
             leaves_and_inner = [*sources, *(leaf for _, leaf in constants)]
             if isinstance(attr_output_fn, Each):
@@ -498,6 +499,17 @@ class InputXGradient(Attributor, Generic[Result]):
                 raise ValueError(f"modules got {pattern!r}, which names no module of {kind}; {nearest(pattern, named)}")
             found.update((name, named[name]) for name in names)
         return list(found.items())
+
+
+def refuse_part(model: Any, output: Tensor) -> None:
+    """Raise ValueError if a process has its part of the vocabulary alone, of which a target would choose."""
+    head = getattr(model, "get_output_embeddings", lambda: None)()
+    weight = getattr(head, "weight", None)
+    if is_sharded(weight) and output.dim() and output.shape[-1] == weight.to_local().shape[0] < weight.shape[0]:
+        raise ValueError(
+            f"got logits of {output.shape[-1]} tokens in each process, of a vocabulary of {weight.shape[0]} that they "
+            "share; expected all: output_layouts=Replicate(), or use_local_output=False, in the plan of the head."
+        )
 
 
 def scale_for_float16(signals: Sequence[Tensor | None]) -> float:
