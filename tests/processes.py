@@ -92,7 +92,13 @@ def by_plan(mesh, folder):
     return transformers.AutoModelForCausalLM.from_pretrained(folder, **where).eval()
 
 
-KINDS = {"FSDP2": fully_sharded, "tensor parallel": tensor_parallel, "by columns": by_columns, "tp_plan": by_plan, "part": parts_of_logits}
+KINDS = {
+    "FSDP2": fully_sharded,
+    "tensor parallel": tensor_parallel,
+    "by columns": by_columns,
+    "tp_plan": by_plan,
+    "part": parts_of_logits,
+}
 
 
 def gradient(model, composite, target):

@@ -504,7 +504,7 @@ class InputXGradient(Attributor, Generic[Result]):
 def refuse_part(model: Any, output: Tensor) -> None:
     """Raise ValueError if a process has its part of the vocabulary alone, of which a target would choose."""
     head = getattr(model, "get_output_embeddings", lambda: None)()
-    weight = getattr(head, "weight", None)
+    weight: Any = getattr(head, "weight", None)
     if is_sharded(weight) and output.dim() and output.shape[-1] == weight.to_local().shape[0] < weight.shape[0]:
         raise ValueError(
             f"got logits of {output.shape[-1]} tokens in each process, of a vocabulary of {weight.shape[0]} that they "

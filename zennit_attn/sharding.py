@@ -47,3 +47,31 @@ def is_offloaded(module: torch.nn.Module) -> bool:
         hasattr(child, "_hf_hook") and any(parameter.is_meta for parameter in child.parameters(recurse=False))
         for child in module.modules()
     )
+
+
+class OffloadedValues:
+    """The parameters of a model that wait somewhere else, by their names: each is loaded when it is asked for.
+
+    Parameters
+    ----------
+    model : torch.nn.Module
+        A model to which accelerate may have given hooks.
+    """
+
+    def __init__(self, model: torch.nn.Module) -> None:
+        self.places: dict[str, tuple[Any, str]] = {}
+        for prefix, module in model.named_modules():
+            hook: Any = getattr(module, "_hf_hook", None)
+            for part in getattr(hook, "hooks", (hook,)):
+                if getattr(part, "weights_map", None) is not None:
+                    for name, parameter in module.named_parameters(recurse=False):
+                        if parameter.is_meta:
+                            self.places[f"{prefix}.{name}".lstrip(".")] = part.weights_map, name
+
+    def get(self, name: str, default: Tensor) -> Tensor:
+        """Return a parameter's values, the default if it is where it should be."""
+        if name not in self.places:
+            return default
+        values, key = self.places[name]
+        found: Tensor = values[key]
+        return found

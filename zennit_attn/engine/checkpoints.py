@@ -84,7 +84,7 @@ class OffloadedHandle(ForwardHandle):
 
 
 #: Under which names layers of transformers take a cache.
-CACHES = ("past_key_values", "past_key_value", "layer_past")
+CACHES = ("cache", "past_key_values", "past_key_value", "layer_past")
 
 
 def offloaded_layers(model: torch.nn.Module) -> list[torch.nn.Module]:

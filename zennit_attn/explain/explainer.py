@@ -87,7 +87,7 @@ class Explainer:
         found: Mapping[int, str] | None = None
         where = loading.places_of(device_map, tp_plan, str(model))
         if where and isinstance(model, torch.nn.Module):
-            raise InputError(f"got {' and '.join(where)} for a loaded model, expected its name: it is where it is")
+            raise InputError("got a device_map or a tp_plan for a loaded model, expected its name: it is where it is")
         if isinstance(model, torch.nn.Module):
             self.name, self.model, self.task = named(model), model, task_of_module(model)
             self.reader = reader

@@ -25,7 +25,7 @@ from ..composites.configuration import load_composite
 from ..composites.transformer import TransformerComposite
 from ..errors import InputError
 from ..hints import nearest
-from ..sharding import whole
+from ..sharding import OffloadedValues, whole
 
 DTYPES = ("float32", "float64", "bfloat16", "float16")
 #: What a name begins with that is no transformers model.
@@ -115,7 +115,7 @@ def places_of(device_map: Any, tp_plan: str | None, name: str) -> dict[str, Any]
         raise InputError(
             "got a tp_plan in a single process, expected several: torchrun --nproc-per-node 2 -m zennit_attn explain ..."
         )
-    config = getattr(importlib.import_module("transformers.distributed"), "DistributedConfig", None)
+    config: Any = getattr(importlib.import_module("transformers.distributed"), "DistributedConfig", None)
     takes = config is not None and "tp_plan" in inspect.signature(config).parameters
     return {"distributed_config": config(tp_plan=tp_plan)} if takes else {"tp_plan": tp_plan}
 
@@ -238,10 +238,11 @@ def digest_of(model: torch.nn.Module) -> str:
     Two models of one fingerprint are the same for all that matters here; it is no protection from forgery.
     """
     found = hashlib.sha256()
+    loaded = OffloadedValues(model)
     for name, parameter in model.named_parameters():
         found.update(json.dumps([name, list(parameter.shape), str(parameter.dtype)]).encode())
-        values = whole(parameter.detach()).flatten()
-        if parameter.device.type != "meta" and values.numel():
+        values = whole(loaded.get(name, parameter).detach()).flatten()
+        if values.device.type != "meta" and values.numel():
             some = values[:: max(1, values.numel() // 64)][:64]
             found.update(some.to("cpu", torch.float64).numpy().tobytes())
     return found.hexdigest()[:16]
