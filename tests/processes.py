@@ -64,7 +64,7 @@ def fully_sharded(mesh, folder):
     return fully_shard(model, mesh=mesh)
 
 
-def tensor_parallel(mesh, folder, embeddings=RowwiseParallel(input_layouts=Replicate())):
+def tensor_parallel(mesh, folder, embeddings=None):
     """Share all of a model out by hand, its logits too: what it returns is a DTensor."""
     layer = {
         **{f"self_attn.{name}_proj": ColwiseParallel() for name in "qkv"},
@@ -74,8 +74,9 @@ def tensor_parallel(mesh, folder, embeddings=RowwiseParallel(input_layouts=Repli
         "mlp.down_proj": RowwiseParallel(),
     }
     plan = {f"model.layers.{number}.{name}": style for number in range(2) for name, style in layer.items()}
+    by_rows = RowwiseParallel(input_layouts=Replicate())
     plan["lm_head"] = ColwiseParallel(output_layouts=Shard(-1), use_local_output=False)
-    return parallelize_module(llama(), mesh, {**plan, "model.embed_tokens": embeddings})
+    return parallelize_module(llama(), mesh, {**plan, "model.embed_tokens": embeddings or by_rows})
 
 
 def parts_of_logits(mesh, folder):

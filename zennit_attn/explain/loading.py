@@ -113,7 +113,7 @@ def places_of(device_map: Any, tp_plan: str | None, name: str) -> dict[str, Any]
         raise InputError(f"got the tp_plan {tp_plan!r}, expected 'auto': the one that the model brings")
     if not {"RANK", "WORLD_SIZE"} <= os.environ.keys():
         raise InputError(
-            "got a tp_plan in a single process, expected several: torchrun --nproc-per-node 2 -m zennit_attn explain ..."
+            "got a tp_plan in a single process, expected several: torchrun --nproc-per-node 2 -m zennit_attn ..."
         )
     config: Any = getattr(importlib.import_module("transformers.distributed"), "DistributedConfig", None)
     takes = config is not None and "tp_plan" in inspect.signature(config).parameters
