@@ -29,6 +29,7 @@ from .inputs import Leaves, NotLookedUpError, leaves_of, split_input
 from .latents import Features, Found, watching
 from .ledger import Ledger, Recorder, recording
 from .positions import Positions, grouped, position_leaves
+from .sharding import is_sharded, whole
 from .surrogates import surrogates_of
 from .targets import MASK, Each, Target
 
@@ -411,13 +412,15 @@ class InputXGradient(Attributor, Generic[Result]):
                 output, inside, values, leaves = self.run_surrogates(given, rest, error)
             sources = [*inside.tensors(), *(leaf for found in leaves.values() for leaf in found.values())]
             constants = [] if recorder is None else recorder.constants
-            tensor = explained(output, self.output_key)
+            # of logits that several processes share, a target has to see all
+            tensor = whole(explained(output, self.output_key))
             if isinstance(attr_output_fn, Target) and is_headless(output, self.output_key):
                 raise ValueError(
                     f"{type(self.model).__name__} has no head: got {attr_output_fn!r} for its hidden units, of which "
                     "none is a class; expected a model with a head, such as one of AutoModelForCausalLM or "
                     "AutoModelForSequenceClassification, or output_key and a function of the output."
                 )
+            refuse_part(self.model, tensor)
             mask = getattr(tensor, MASK, target_mask(self.model, {**rest, **values}))
             leaves_and_inner = [*sources, *(leaf for _, leaf in constants)]
             if isinstance(attr_output_fn, Each):
@@ -435,9 +438,9 @@ class InputXGradient(Attributor, Generic[Result]):
         for (place, leaf), signal in zip(constants, signals[len(sources) :], strict=True):
             recorder.note(place, leaf, signal)  # type: ignore[union-attr]
         parts = iter(zip(sources, signals, strict=False))
-        inner = {name: relevance_of(*next(parts)) for name in inside.modules}
-        by_unit = {name: found.tidy(relevance_of(*next(parts))) for name, found in inside.latents.items()}
-        of_positions = {name: relevance_of(*next(parts)) for name in inside.positions}
+        inner = {name: whole(relevance_of(*next(parts))) for name in inside.modules}
+        by_unit = {name: found.tidy(whole(relevance_of(*next(parts)))) for name, found in inside.latents.items()}
+        of_positions = {name: whole(relevance_of(*next(parts))) for name in inside.positions}
         for wanted in self.modules:
             if not any(fnmatch.fnmatchcase(key.split("#")[0], wanted) for key in inner):
                 raise ValueError(f"modules got {wanted!r}, which has no output that depends on the input as a tensor")
@@ -472,7 +475,7 @@ class InputXGradient(Attributor, Generic[Result]):
     def run_surrogates(self, given: Mapping[str | None, Tensor], rest: Any, error: NotLookedUpError) -> Forward:
         """Run a model that changes its ids before it embeds them, see :mod:`zennit_attn.surrogates`."""
         with torch.no_grad():
-            plain = explained(self.call(given, rest), self.output_key)
+            plain = whole(explained(self.call(given, rest), self.output_key))
         # with ids of their own for padding, too, unless the model tells padding by its id
         for padding in (None, getattr(getattr(self.model, "config", None), "pad_token_id", None)):
             try:
@@ -486,7 +489,7 @@ class InputXGradient(Attributor, Generic[Result]):
 
     def agree(self, output: Any, plain: Tensor) -> bool:
         """Tell whether a model returned what it did before, with a graph: one that computes with its ids does not."""
-        changed = explained(output, self.output_key)
+        changed = whole(explained(output, self.output_key))
         tolerance = 1e-5 * float(plain.abs().max())
         return changed.requires_grad and torch.allclose(changed, plain, rtol=1e-4, atol=tolerance)
 
@@ -584,6 +587,17 @@ class InputXGradient(Attributor, Generic[Result]):
                 raise ValueError(f"modules got {pattern!r}, which names no module of {kind}; {nearest(pattern, named)}")
             found.update((name, named[name]) for name in names)
         return list(found.items())
+
+
+def refuse_part(model: Any, output: Tensor) -> None:
+    """Raise ValueError if a process has its part of the vocabulary alone, of which a target would choose."""
+    head = getattr(model, "get_output_embeddings", lambda: None)()
+    weight: Any = getattr(head, "weight", None)
+    if is_sharded(weight) and output.dim() and output.shape[-1] == weight.to_local().shape[0] < weight.shape[0]:
+        raise ValueError(
+            f"got logits of {output.shape[-1]} tokens in each process, of a vocabulary of {weight.shape[0]} that they "
+            "share; expected all: output_layouts=Replicate(), or use_local_output=False, in the plan of the head."
+        )
 
 
 def scale_for_float16(signals: Sequence[Tensor | None]) -> float:

@@ -16,6 +16,7 @@ from torch.utils._pytree import tree_map_only
 
 from .engine.operands import explained_leaf
 from .positions import tells_positions
+from .sharding import is_sharded, replicated_as, whole
 
 #: Entries of a batch that hold what is explained, of which exactly one has to be there.
 INPUTS = ("input_ids", "inputs_embeds", "pixel_values", "input_values", "input_features")
@@ -121,14 +122,16 @@ def leaves_of(model: torch.nn.Module, given: Mapping[str | None, Tensor]) -> Ite
 
     def catch(table: Any, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor) -> Tensor | None:
         indices = args[0] if args else kwargs.get("input")
-        name = looked_up(indices, tokens, leaves)
+        # of a table that processes share, each has some rows or columns: the leaf has all, in each process
+        name = looked_up(whole(indices), tokens, leaves)
         if name is NOTHING:
             return None
         key = id(getattr(table, "weight", table))
         if key not in leaves[name]:
-            leaves[name][key] = explained_leaf(output.reshape(*tokens[name].shape, -1))
+            leaves[name][key] = explained_leaf(whole(output).reshape(*tokens[name].shape, -1))
         # a copy, so that a model that writes into its embeddings does not write into the leaf
-        return leaves[name][key].clone().view_as(output)
+        embedded = leaves[name][key].clone().view(output.shape)
+        return replicated_as(embedded, output) if is_sharded(output) else embedded
 
     # before the hooks that collect inner relevance, which are to see the leaf's graph
     tables = embeddings(model) if tokens else []

@@ -26,6 +26,7 @@ from .engine.mode import OperatorMode
 from .engine.operands import depends, explained_leaf, operands, swap
 from .engine.state import record_with
 from .engine.state import recorder as current_recorder
+from .sharding import is_fully_sharded, is_sharded
 from .tables import Table
 
 #: Kinds of functions in which relevance may stay, and what is said to keep it.
@@ -163,7 +164,9 @@ class Recorder:
         self.names = {
             parameter.untyped_storage().data_ptr(): name.rpartition(".")[2] if "bias" in name else name
             for name, parameter in model.named_parameters()
+            if not parameter.is_meta and not is_sharded(parameter)
         }
+        self.running = dict(model.named_modules())
 
     def produced(self, name: str, output: Any) -> None:
         """Note which module made a constant, such as the embedding of positions."""
@@ -176,10 +179,19 @@ class Recorder:
         """Return a leaf that stands for a constant."""
         # a copy: what is written to the original later does not change what was added
         leaf = explained_leaf(value.clone())
-        kind = self.names.get(value.untyped_storage().data_ptr(), "constant")
+        memory = value.untyped_storage().data_ptr()
+        kind = self.names.get(memory) or self.loaded(memory)
         self.constants.append(((self.modules[-1], kind), leaf))
         # whatever it is added to stays the gate that it is
         return mark(leaf, WEIGHT)
+
+    def loaded(self, memory: int) -> str:
+        """Return the name of a parameter that its module has only as it runs: an offloaded one, or one of FSDP."""
+        module = self.modules[-1]
+        for name, parameter in self.running[module].named_parameters(module, recurse=False):
+            if not parameter.is_meta and not is_sharded(parameter) and parameter.untyped_storage().data_ptr() == memory:
+                return name.rpartition(".")[2] if "bias" in name else name
+        return "constant"
 
     def measure(self, value: Tensor, place: tuple[str, str], sign: int) -> None:
         """Note the relevance of a tensor when the backward pass gets to it."""
@@ -293,8 +305,16 @@ def recording(model: torch.nn.Module) -> Iterator[Recorder]:
     Raises
     ------
     RuntimeError
-        If the model checkpoints its layers: what they keep is computed again, unseen.
+        If the model checkpoints its layers: what they keep is computed again, unseen. If processes share its layers
+        (tensor parallel): each sees a part of what they keep.
     """
+    if not is_fully_sharded(model):
+        for name, parameter in model.named_parameters():
+            if is_sharded(parameter):
+                raise RuntimeError(
+                    f"a ledger got {name} as a DTensor, of which each process has a part; expected weights in one "
+                    "process, or FSDP2 (fully_shard)."
+                )
     for name, module in model.named_modules():
         if getattr(module, "gradient_checkpointing", False) and module.training:
             raise RuntimeError(f"{name or 'the model'!r} checkpoints its layers; expected none, for a ledger")

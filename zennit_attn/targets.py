@@ -13,6 +13,8 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from .sharding import is_sharded, laid_out_as, whole
+
 __all__ = ["Answer", "Contrastive", "Each", "Label", "Labels", "LogProb", "MaxLogit", "Target"]
 
 Index = int | Sequence[int] | Tensor
@@ -66,7 +68,8 @@ class Target:
         Parameters
         ----------
         output : torch.Tensor
-            Shape ``(batch,)``, ``(batch, classes)`` or ``(batch, positions, classes)``.
+            Shape ``(batch,)``, ``(batch, classes)`` or ``(batch, positions, classes)``. Of logits that several
+            processes share (a ``DTensor``), all are looked at; the weights are laid out as they are.
         attention_mask : torch.Tensor, optional
             Mask to use if the target has none of its own.
 
@@ -75,6 +78,8 @@ class Target:
         ValueError
             If a position, class or mask does not fit the output.
         """
+        if is_sharded(output):
+            return laid_out_as(self.weights(whole(output.detach()), attention_mask), output)
         if output.dim() == 1:
             # one value for each sample, as a regression has it
             return self.weights(output[:, None], attention_mask)[:, 0]
@@ -346,6 +351,8 @@ class Answer(Target):
                 f"got an output of shape {tuple(output.shape)} for an answer of {len(self.tokens)} tokens, expected "
                 "(batch, positions, classes) with a position for each: that of the prompt's last token and on."
             )
+        if is_sharded(output):
+            return laid_out_as(self.weights(whole(output.detach()), attention_mask), output)
         among = range(len(self.tokens)) if self.among is None else self.among
         first = output.shape[1] - len(self.tokens)
         weights = torch.zeros_like(output)

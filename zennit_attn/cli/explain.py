@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from ..explain.parts import Text
 from ..explain.units import distinct
 from ..targets import Contrastive
 from . import many
-from .common import be_quiet, settings_of
+from .common import be_quiet, device_map_of, settings_of
 from .parser import DONE, SAVED
 
 
@@ -30,8 +31,10 @@ def run(args: argparse.Namespace) -> int:
     check_out(args)
     args.text = [sys.stdin.read() if text == "-" else text for text in args.text or ()] or None
     pairs = [(model, composite) for model in args.model for composite in args.composite or [None]]
-    explainers = [Explainer(model, None, composite, args.device, args.dtype) for model, composite in pairs]
+    explainers = [explainer_of(model, composite, args) for model, composite in pairs]
     found = [asked(explainer, args) for explainer in explainers]
+    if args.tp_plan is not None and os.environ["RANK"] != "0":
+        return DONE  # all processes explain the same, and one of them says it
     for explanation in found:
         for message in explanation.warnings:
             print(f"zennit-attn: warning: {message}", file=sys.stderr)
@@ -63,6 +66,12 @@ def run(args: argparse.Namespace) -> int:
     print(f"{explanation.label!r}: {value} ({explainer.composite.preset}, {explainer.device})")
     show(explanation, args)
     return DONE
+
+
+def explainer_of(model: str, composite: str | None, args: argparse.Namespace) -> Explainer:
+    """Return a model, where the options say that it is."""
+    places = device_map_of(args)
+    return Explainer(model, None, composite, args.device, args.dtype, places, tp_plan=args.tp_plan)
 
 
 def show(explanation: Explanation, args: argparse.Namespace) -> None:

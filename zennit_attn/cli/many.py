@@ -23,7 +23,7 @@ from ..data.run import Run
 from ..data.sources import Source, source_of
 from ..errors import InputError
 from ..explain import loading
-from .common import content_of
+from .common import content_of, device_map_of
 from .parser import DONE, SOME_FAILED
 
 #: Options that are of many rows alone.
@@ -47,6 +47,8 @@ def run(args: argparse.Namespace) -> int:
         raise InputError("got --input without --out, expected a folder for the results, such as --out results")
     if args.input.is_dir() and args.out.resolve() == args.input.resolve():
         raise InputError(f"got {str(args.out)!r} as --input and as --out, expected two folders")
+    if args.tp_plan is not None:
+        raise InputError("got --tp-plan with --input, expected one input: give --device-map, or a part to each process")
     rank, source = rank_of(args.shard), source_of(args.input)
     place = Run(args.out, settings_of(args, source), len(source), args.rows_per_part or 256)
     explain = BatchExplainer(
@@ -59,6 +61,7 @@ def run(args: argparse.Namespace) -> int:
         folder=source.folder,
         device=device_of(args.device, rank),
         dtype=args.dtype,
+        device_map=device_map_of(args),
     )
     maker = Maker(place, source, explain, Precision("float16" if args.float16 else "float32", args.patches))
     own = [part for part in range(place.parts) if rank.has(part)]

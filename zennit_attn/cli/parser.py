@@ -221,4 +221,12 @@ def add_explain(command: argparse.ArgumentParser) -> None:
     )
     command.add_argument("--device", default="auto", help="cpu, cuda, cuda:1, mps (default: a GPU if there is one)")
     command.add_argument("--dtype", choices=DTYPES, help="default: that of the loaded model")
+    command.add_argument(
+        "--device-map",
+        metavar="auto|FILE.json",
+        help='larger models: where each module is, {"model.layers.0": "disk", ...}, as accelerate takes it',
+    )
+    command.add_argument(
+        "--tp-plan", choices=("auto",), help="larger models: share the layers out among the processes of torchrun"
+    )
     add_drawing(command, many=True)

@@ -22,6 +22,7 @@ from ..composites.configuration import made_with
 from ..composites.registration import input_x_gradient
 from ..composites.transformer import TransformerComposite
 from ..errors import InputError
+from ..sharding import is_offloaded, whole
 from ..targets import Chosen, Each, Label, Target
 from . import answers, loading
 from .explanation import Explanation
@@ -52,7 +53,11 @@ class Explainer:
     dtype : str, optional
         ``"float32"``, ``"float64"``, ``"bfloat16"`` or ``"float16"``; by default that of the model.
     device_map : str or mapping, optional
-        For models of transformers that are too large for one device, as accelerate takes it.
+        For models of transformers that are too large for one device, as accelerate takes it: ``"auto"``, or the device
+        of each module, ``"cpu"`` and ``"disk"`` too. Layers that wait there are computed again in the backward pass.
+    tp_plan : str, optional
+        ``"auto"`` shares the layers of a model of transformers out among the processes of ``torchrun`` (tensor
+        parallel); all of them have to ask the same.
     labels : sequence of str or mapping of int to str, optional
         Names of the classes, where the model has none.
 
@@ -82,19 +87,23 @@ class Explainer:
         dtype: str | None = None,
         device_map: Any = None,
         labels: Sequence[str] | Mapping[int, str] | None = None,
+        tp_plan: str | None = None,
     ) -> None:
         found: Mapping[int, str] | None = None
+        where = loading.places_of(device_map, tp_plan, str(model))
+        if where and isinstance(model, torch.nn.Module):
+            raise InputError("got a device_map or a tp_plan for a loaded model, expected its name: it is where it is")
         if isinstance(model, torch.nn.Module):
             self.name, self.model, self.task = named(model), model, task_of_module(model)
             self.reader = reader
             self.device = device_of_module(model) if device == "auto" else loading.device_of(device)
         else:
             self.name, self.device = str(model), loading.device_of(device)
-            self.model, self.reader, self.task, found = loaded(self.name, device_map)
+            self.model, self.reader, self.task, found = loaded(self.name, where)
             self.reader = self.reader if reader is None else reader
-            self.device = self.device if device_map is None else device_of_module(self.model)
+            self.device = device_of_module(self.model) if where else self.device
         is_placed = isinstance(model, torch.nn.Module) and device == "auto" and dtype is None
-        if not is_placed and device_map is None:
+        if not is_placed and not where:
             self.model = loading.placed(self.model, self.device, dtype)
         self.model.eval()
         if self.reader is None and self.task.reader:
@@ -201,10 +210,11 @@ class Explainer:
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
             output, relevance = self.attribute(batch, target, first.arguments, self.task.output)
+        # of logits that several processes share, all
+        logits = whole(explained(output, self.task.output)).detach()
         if isinstance(first.target, Each):
-            pieces = [(explained(output, self.task.output).detach(), relevance)]
+            pieces = [(logits, relevance)]
         else:
-            logits = explained(output, self.task.output).detach()
             pieces = [(own.piece(logits, sample), own.relevance(relevance, sample)) for sample in range(len(questions))]
         messages = [first_line(str(item.message)) for item in caught]
         found = [question.finish(*piece) for question, piece in zip(questions, pieces, strict=True)]
@@ -408,7 +418,7 @@ def with_warnings(explanation: Explanation, messages: Sequence[str]) -> Explanat
     return replace(explanation, warnings=tuple(dict.fromkeys([*messages, *explanation.warnings])))
 
 
-def loaded(name: str, device_map: Any) -> tuple[Any, Any, Task, Mapping[int, str] | None]:
+def loaded(name: str, where: Mapping[str, Any]) -> tuple[Any, Any, Task, Mapping[int, str] | None]:
     """Return a model by its name, its reader, its task, and the names of its classes if it does not have them.
 
     Raises
@@ -425,8 +435,7 @@ def loaded(name: str, device_map: Any) -> tuple[Any, Any, Task, Mapping[int, str
     task = task_of_config(config, name)
     if task.wrap is Similarity:
         loading.check_pooling(name)
-    options = {} if device_map is None else {"device_map": device_map}
-    model = loading.load(getattr(transformers, task.loader_of(architecture_of(config))), name, **options)
+    model = loading.load(getattr(transformers, task.loader_of(architecture_of(config))), name, **where)
     reader = loading.load(getattr(transformers, task.reader), name) if task.reader else None
     return model, reader, task, None
 
@@ -473,7 +482,11 @@ def named(model: Any) -> str:
 
 def device_of_module(model: torch.nn.Module) -> torch.device:
     """Return the device of a model."""
-    return next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
+    hook = getattr(model, "_hf_hook", None)
+    if is_offloaded(model) and hook is not None:
+        # where accelerate puts the input
+        return torch.device(hook.execution_device)
+    return next((value.device for value in model.parameters() if not value.is_meta), torch.device("cpu"))
 
 
 def labels_of(model: Any, given: Any, found: Mapping[int, str] | None) -> dict[int, str]:

@@ -5,10 +5,14 @@ What a person can mend is an :class:`~zennit_attn.errors.InputError`.
 
 from __future__ import annotations
 
+import atexit
 import hashlib
 import importlib
 import importlib.util
+import inspect
 import json
+import os
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -21,6 +25,7 @@ from ..composites.configuration import load_composite
 from ..composites.transformer import TransformerComposite
 from ..errors import InputError
 from ..hints import nearest
+from ..sharding import OffloadedValues, whole
 
 DTYPES = ("float32", "float64", "bfloat16", "float16")
 #: What a name begins with that is no transformers model.
@@ -83,6 +88,36 @@ def placed(model: Any, device: torch.device, dtype: str | None) -> Any:
             f"cannot put {type(model).__name__} on {wanted} ({first_line(str(error))}); try another device, and "
             "the dtype bfloat16, or none for quantised models"
         ) from error
+
+
+def places_of(device_map: Any, tp_plan: str | None, name: str) -> dict[str, Any]:
+    """Return the options of ``from_pretrained`` that say where a model is put, none for one device.
+
+    Raises
+    ------
+    InputError
+        If both are given, the model is not of transformers, or there are no processes to share it.
+    """
+    if device_map is None and tp_plan is None:
+        return {}
+    if device_map is not None and tp_plan is not None:
+        raise InputError("got a device_map and a tp_plan, expected one of them")
+    if name.startswith((TIMM, TORCHVISION)):
+        raise InputError(f"got a device_map or a tp_plan for {name}, expected a model of transformers")
+    if device_map is not None:
+        # what goes to a disk needs a folder, which lives as long as the process
+        folder = tempfile.TemporaryDirectory(prefix="zennit-attn-")
+        atexit.register(folder.cleanup)
+        return {"device_map": device_map, "offload_folder": folder.name}
+    if tp_plan != "auto":
+        raise InputError(f"got the tp_plan {tp_plan!r}, expected 'auto': the one that the model brings")
+    if not {"RANK", "WORLD_SIZE"} <= os.environ.keys():
+        raise InputError(
+            "got a tp_plan in a single process, expected several: torchrun --nproc-per-node 2 -m zennit_attn ..."
+        )
+    config: Any = getattr(importlib.import_module("transformers.distributed"), "DistributedConfig", None)
+    takes = config is not None and "tp_plan" in inspect.signature(config).parameters
+    return {"distributed_config": config(tp_plan=tp_plan)} if takes else {"tp_plan": tp_plan}
 
 
 def device_of(name: str) -> torch.device:
@@ -217,10 +252,11 @@ def digest_of(model: torch.nn.Module) -> str:
     Two models of one fingerprint are the same for all that matters here; it is no protection from forgery.
     """
     found = hashlib.sha256()
+    loaded = OffloadedValues(model)
     for name, parameter in model.named_parameters():
         found.update(json.dumps([name, list(parameter.shape), str(parameter.dtype)]).encode())
-        values = parameter.detach().flatten()
-        if parameter.device.type != "meta" and values.numel():
+        values = whole(loaded.get(name, parameter).detach()).flatten()
+        if values.device.type != "meta" and values.numel():
             some = values[:: max(1, values.numel() // 64)][:64]
             found.update(some.to("cpu", torch.float64).numpy().tobytes())
     return found.hexdigest()[:16]

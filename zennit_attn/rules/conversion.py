@@ -245,28 +245,36 @@ class Explained(Function):
 
     @staticmethod
     def forward(ctx: Any, call: _Call, outputs: list[Tensor], *inputs: Tensor) -> tuple[Tensor, ...]:
-        ctx.call = call
+        # saved as tensors are: a layer that is computed again in the backward pass keeps no weights in between
+        ctx.call, parameters = call, call.parameters
+        call.parameters = []
+        found = [(holder, key, value) for holder, called in parameters for key, value in called.items()]
+        ctx.places = [(holder, key) for holder, key, value in found if value is not None]
+        values = [value for _, _, value in found if value is not None]
         # what a module returns may be its own parameter: the graph goes onto an alias
         results = tuple(output.detach() for output in outputs)
         if call.form == "relevance":
+            ctx.save_for_backward(*values)
             ctx.inputs = [Snapshot(value) for value in inputs]
         else:
-            ctx.save_for_backward(*inputs)
+            ctx.save_for_backward(*values, *inputs)
             ctx.outputs = [(output.detach(), output._version) for output in results]
         return results
 
     @staticmethod
     def backward(ctx: Any, *signals: Tensor) -> tuple[Tensor | None, ...]:
-        with installed(ctx.call.parameters):
-            return Explained.explain(ctx, signals)
+        # first of all: a checkpoint may run the module here, after which its weights are unloaded
+        saved = ctx.saved_tensors
+        values, inputs = saved[: len(ctx.places)], list(saved[len(ctx.places) :])
+        with installed([(holder, {key: value}) for (holder, key), value in zip(ctx.places, values, strict=True)]):
+            return Explained.explain(ctx, inputs, signals)
 
     @staticmethod
-    def explain(ctx: Any, signals: tuple[Tensor, ...]) -> tuple[Tensor | None, ...]:
+    def explain(ctx: Any, inputs: list[Tensor], signals: tuple[Tensor, ...]) -> tuple[Tensor | None, ...]:
         """Return the signals at the inputs, given those at the outputs."""
         if ctx.call.form == "relevance":
             require_first_order()
             return None, None, *_checked(ctx.call, [value.tensor for value in ctx.inputs], list(signals))
-        inputs = list(ctx.saved_tensors)
         outputs = [output for output, _ in ctx.outputs]
         written = any(output._version != version for output, version in ctx.outputs)
         if written or torch.is_grad_enabled():

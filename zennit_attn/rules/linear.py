@@ -7,6 +7,7 @@ The closed form of the γ rule takes four products where :mod:`zennit.rules` tak
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable
 from typing import Any, ClassVar
 
@@ -34,7 +35,8 @@ class Share(Function):
 
     @staticmethod
     def forward(ctx: Any, output: Tensor, input: Tensor, module: Any, rule: LinearRule, *products: Tensor) -> Tensor:
-        ctx.module, ctx.rule, ctx.weight = module, rule, module.weight
+        # not the weight itself, of which a layer that is computed again in the backward pass is to keep nothing
+        ctx.module, ctx.rule, ctx.weight = module, rule, weakref.ref(module.weight)
         ctx.save_for_backward(unwritten(input), *rule.ratios(module, output, *products))
         return output.detach()
 
@@ -43,7 +45,7 @@ class Share(Function):
         input, *ratios = ctx.saved_tensors
         module, rule = ctx.module, ctx.rule
         if torch.is_grad_enabled():
-            if module.weight is not ctx.weight:
+            if module.weight is not ctx.weight():
                 raise RuntimeError(
                     f"create_graph=True got a {type(module).__name__} whose weight is another one than in its forward "
                     "(functional_call, offloaded weights); expected the same: load the weights into the module."
@@ -100,7 +102,8 @@ class LinearRule(LayerRule):
             raise TypeError(
                 f"{type(self).__name__} got {type(module).__name__} with a weight of type "
                 f"{type(module.weight).__name__}, of which the signs cannot be told; expected a plain tensor: give "
-                "quantised layers the rule Epsilon."
+                "quantised layers the rule Epsilon, and those that several processes share (FSDP, tensor parallel) the "
+                "rule of the same name of zennit.rules."
             )
 
     def call(self, module: torch.nn.Module, forward: Any, args: Any, kwargs: Any) -> Any:

@@ -14,7 +14,7 @@ from typing import Any, ClassVar
 import torch
 from zennit.core import RemovableHandleList
 
-from ..engine.checkpoints import CheckpointHandle
+from ..engine.checkpoints import CheckpointHandle, OffloadedHandle, offloaded_layers
 from ..engine.finiteness import watch
 from ..engine.handles import ForwardHandle, FrozenHandle, UncompiledHandle
 from ..engine.inventory import Inventory, refuse_foreign
@@ -132,6 +132,7 @@ class Operators(Rule):
         handles = RemovableHandleList([ForwardHandle(module, around), called, FrozenHandle(module)])
         handles += [UncompiledHandle(child) for child in module.modules() if child._compiled_call_impl is not None]
         handles += [CheckpointHandle(child, rerun) for child in checkpoints]
+        handles += [OffloadedHandle(child, rerun) for child in offloaded_layers(module) if child not in checkpoints]
         return handles
 
 
