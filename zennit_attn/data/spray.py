@@ -30,11 +30,12 @@ class Spray:
         The smallest of the Laplacian, ascending, of shape ``(dimensions,)``: from 0 to 2, as many zeros as the graph
         has parts. A gap after the k-th speaks for k clusters.
     spectral : numpy.ndarray
-        Their eigenvectors, each row of length 1, of shape ``(rows, dimensions)``.
+        Their eigenvectors, of shape ``(rows, dimensions)``.
     tsne : numpy.ndarray
-        t-SNE of ``spectral``, of shape ``(rows, 2)``.
+        t-SNE of ``spectral`` with rows of length 1, of shape ``(rows, 2)``.
     clusters : dict
-        Number of clusters to the cluster of each row, of shape ``(rows,)``, by k-means of ``spectral``.
+        Number k of clusters to the cluster of each row, of shape ``(rows,)``, by k-means of the first k columns of
+        ``spectral``, with rows of length 1.
     """
 
     eigenvalues: Array
@@ -61,9 +62,10 @@ def spray(matrix: Any, clusters: Sequence[int] = CLUSTERS, neighbours: int = 10,
 
     Rows are divided by their :math:`\sum_j |R_j|`, so that it does not matter how large a logit was. :math:`A` is the
     symmetric graph of nearest neighbours in Euclidean distance, :math:`D` its degrees, and the embedding are the
-    eigenvectors of :math:`L = 1 - D^{-1/2} A D^{-1/2}` with the smallest eigenvalues, rows of length 1 (Lapuschkin et
-    al. 2019, *Unmasking Clever Hans predictors*, Methods; Ng et al. 2001). It is done by CoRelAy. Distances are those
-    of all pairs: memory grows with the square of the rows, 0.8 GB for 10,000.
+    eigenvectors of :math:`L = 1 - D^{-1/2} A D^{-1/2}` with the smallest eigenvalues. K clusters are those of k-means
+    in the first k of them, rows scaled to length 1 (Ng et al. 2001, *On spectral clustering*, steps 2 to 5; Lapuschkin
+    et al. 2019, *Unmasking Clever Hans predictors*, Methods). It is done by CoRelAy. Distances are those of all pairs:
+    memory grows with the square of the rows, 0.8 GB for 10,000.
 
     Parameters
     ----------
@@ -101,8 +103,8 @@ def spray(matrix: Any, clusters: Sequence[int] = CLUSTERS, neighbours: int = 10,
     matrix = np.asarray(matrix, dtype=np.float64)
     if matrix.ndim != 2 or len(matrix) < least:
         raise InputError(
-            f"got an array of shape {matrix.shape} for clusters={tuple(clusters)}, expected (rows, values) with at least "
-            f"{least} rows"
+            f"got an array of shape {matrix.shape} for clusters={tuple(clusters)}, expected (rows, values) with "
+            f"at least {least} rows"
         )
     if not np.isfinite(matrix).all():
         raise InputError("got a matrix with NaN or infinite values, expected finite ones: leave those rows out")
@@ -113,20 +115,25 @@ def spray(matrix: Any, clusters: Sequence[int] = CLUSTERS, neighbours: int = 10,
         for name in ("pipeline.spectral", "processor.affinity", "processor.embedding", "processor.clustering")
     )
     sums = np.abs(matrix).sum(1, keepdims=True)
+    dimensions = min(max(DIMENSIONS, *clusters), len(matrix) - 1)
     start = np.random.default_rng(seed).random(len(matrix))
     embed = spectral.SpectralEmbedding(
         affinity=affinity.SparseKNN(n_neighbors=neighbours, symmetric=True),
         # the largest of 1 - L, not those of largest magnitude, of which some could be the largest of L
         embedding=embedding.EigenDecomposition(
-            n_eigval=min(DIMENSIONS, len(matrix) - 1), which="LA", kwargs={"v0": start}, is_output=True
+            n_eigval=dimensions, which="LA", normalize=False, kwargs={"v0": start}, is_output=True
         ),
     )
     values, vectors = embed(matrix / np.where(sums > 0, sums, 1))
     order = np.argsort(values)
     values, vectors = values[order], vectors[:, order]
-    tsne = embedding.TSNEEmbedding(
-        perplexity=min(PERPLEXITY, (len(matrix) - 1) / 3), kwargs={"random_state": seed}
-    )
+    tsne = embedding.TSNEEmbedding(perplexity=min(PERPLEXITY, (len(matrix) - 1) / 3), kwargs={"random_state": seed})
     options = {"random_state": seed, "n_init": 10}
-    found = {count: clustering.KMeans(n_clusters=count, kwargs=options)(vectors) for count in clusters}
-    return Spray(values, vectors, tsne(vectors), found)
+    found = {count: clustering.KMeans(n_clusters=count, kwargs=options)(unit(vectors[:, :count])) for count in clusters}
+    return Spray(values, vectors, tsne(unit(vectors)), found)
+
+
+def unit(vectors: Array) -> Array:
+    """Return rows of length 1."""
+    lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
+    return np.asarray(vectors / np.where(lengths > 0, lengths, 1))

@@ -157,8 +157,8 @@ def rows_of(results: Results) -> Rows:
         strategy = "true_label"
     else:
         raise InputError(
-            "got rows with a target that is neither the predicted class nor that of their folder, expected one of both, "
-            "which is what ViRelAy knows; leave --target out"
+            "got rows with a target that is neither the predicted class nor that of their folder, expected one of "
+            "both, which is what ViRelAy knows; leave --target out"
         )
     every = [""] * (max(numbers.values(), default=-1) + 1)
     for name, index in numbers.items():
@@ -213,11 +213,13 @@ def write_arrays(results: Results, rows: Rows, folder: Path) -> Array:
             pixels, relevance = image_of(results, row)
             if not place:
                 shape = pixels.shape
-                data = inputs.create_dataset("data", (count, *shape), np.uint8)
-                found = attributions.create_dataset("attribution", (count, 1, *shape[1:]), np.float32)
+                kept = {"shape": (count, *shape), "chunks": (1, *shape), "compression": "gzip"}
+                data = inputs.create_dataset("data", dtype=np.uint8, **kept)
+                found = attributions.create_dataset("attribution", dtype=np.float32, **kept)
             if pixels.shape != shape:
                 raise InputError(f"row {row}: got an image of {pixels.shape}, expected {shape} as the first one")
-            data[place], found[place] = pixels, relevance
+            # ViRelAy sums over channels, and fails to draw a single one
+            data[place], found[place, 0] = pixels, relevance[0]
             cells.append(in_cells(relevance[0]).ravel())
         inputs["label"] = attributions["label"] = labels
         inputs["row"] = np.array(rows.number)
@@ -226,7 +228,7 @@ def write_arrays(results: Results, rows: Rows, folder: Path) -> Array:
 
 
 def image_of(results: Results, row: int) -> tuple[Array, Array]:
-    """Return the pixels of a row, ``(channels, height, width)`` in bytes, and its relevance, ``(1, height, width)``.
+    """Return the pixels of a row, ``(3, height, width)`` in bytes, and its relevance, ``(1, height, width)``.
 
     Raises
     ------
@@ -236,7 +238,8 @@ def image_of(results: Results, row: int) -> tuple[Array, Array]:
     arrays = results.arrays(row)
     if arrays.keys() != {"0.pixels", "0.relevance"} or len(arrays["0.relevance"]) != 1:
         raise InputError(f"row {row}: got {sorted(arrays) or 'no arrays'}, expected one image and its relevance")
-    return arrays["0.pixels"], arrays["0.relevance"]
+    pixels = arrays["0.pixels"]
+    return np.broadcast_to(pixels, (3, *pixels.shape[1:])), arrays["0.relevance"]
 
 
 def in_cells(relevance: Array) -> Array:
