@@ -275,7 +275,8 @@ def write_analysis(file: Path, found: Mapping[str, tuple[Array, Spray]]) -> None
             group = content.create_group(name)
             group["index"] = index.astype(np.uint32)
             group["embedding/spectral"] = made.spectral.astype(np.float32)
-            group["embedding/spectral"].attrs["eigenvalue"] = made.eigenvalues.astype(np.float32)
+            # descending: the page draws the last one first, so that bar i is of column i
+            group["embedding/spectral"].attrs["eigenvalue"] = made.eigenvalues[::-1].astype(np.float32)
             group["embedding/tsne"] = made.tsne.astype(np.float32)
             for count, clusters in made.clusters.items():
                 group[f"cluster/kmeans-{count:02d}"] = clusters.astype(np.uint8 if count < 256 else np.uint16)
