@@ -97,7 +97,7 @@ def many_rows(page, folder, end=None):
             continue
         if command == end:
             return
-        program, *arguments = shlex.split(command)
+        arguments = shlex.split(command)[1:]
         if "--input" in command:
             with contextlib.chdir(folder):
                 assert cli.main(arguments) == 0
