@@ -65,7 +65,7 @@ def spray(matrix: Any, clusters: Sequence[int] = CLUSTERS, neighbours: int = 10,
     eigenvectors of :math:`L = 1 - D^{-1/2} A D^{-1/2}` with the smallest eigenvalues. K clusters are those of k-means
     in the first k of them, rows scaled to length 1 (Ng et al. 2001, *On spectral clustering*, steps 2 to 5; Lapuschkin
     et al. 2019, *Unmasking Clever Hans predictors*, Methods). It is done by CoRelAy. Distances are those of all pairs:
-    memory grows with the square of the rows, 0.8 GB for 10,000.
+    memory grows with the square of the rows, to 2 GB for 10,000.
 
     Parameters
     ----------
