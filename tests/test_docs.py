@@ -4,6 +4,7 @@ The Python blocks of a page are one program, which runs in its own folder, besid
 A block below ``<!-- not run: why -->`` is not run.
 """
 
+import contextlib
 import os
 import re
 import shlex
@@ -89,11 +90,19 @@ def names(line):
     return [word for word in line.split() if not re.fullmatch(r"[-+]?[\d.]+(e[-+]?\d+)?", word)]
 
 
-def many_rows(page, folder):
-    """Explain the rows that a page explains on the command line before it reads them."""
+def many_rows(page, folder, end=None):
+    """Make and explain the rows that a page explains on the command line before it reads them, up to a command."""
     for there, command in COMMANDS:
-        if there == page and "--input" in command:
-            run(["-m", "zennit_attn", *shlex.split(command)[1:]], folder)
+        if there != page:
+            continue
+        if command == end:
+            return
+        arguments = shlex.split(command)[1:]
+        if "--input" in command:
+            with contextlib.chdir(folder):
+                assert cli.main(arguments) == 0
+        elif "shapes_folder.py" in command:
+            run(arguments, folder)
 
 
 @pytest.mark.parametrize("page", PROGRAMS)
@@ -142,17 +151,20 @@ def test_toml_blocks_are_composites_or_the_study_of_the_examples(block, folder):
 def test_commands_run_here_or_in_continuous_integration(page, command, folder, monkeypatch, capsys):
     program, *arguments = shlex.split(command)
     if program == "zennit-attn":
-        if arguments[0] == "show":
-            many_rows(page, folder)
+        if arguments[0] in ("show", "virelay") or "shapes/model" in arguments:
+            many_rows(page, folder, command)
+            capsys.readouterr()
         monkeypatch.chdir(folder)
         assert cli.main(arguments) == 0
         if "--out" in command:
             made = folder / arguments[arguments.index("--out") + 1]
-            assert len(list(made.glob("part-*"))) if made.is_dir() else made.stat().st_size > 1000
+            wanted = "*.yaml" if arguments[0] == "virelay" else "part-*"
+            assert len(list(made.glob(wanted))) if made.is_dir() else made.stat().st_size > 1000
         assert capsys.readouterr().out
     elif program == "python" and arguments[0].startswith("examples/"):
         printed = run(arguments, folder)
-        assert (folder / arguments[arguments.index("--out") + 1]).stat().st_size > 50_000
+        made = folder / arguments[arguments.index("--out") + 1]
+        assert sum(file.stat().st_size for file in (made, *made.rglob("*"))) > 50_000
         assert "quickstart.py" not in command or ("keys" in printed and "conserved" in printed)
     else:
         # the first is a part of the extra "tests"

@@ -35,6 +35,7 @@ EXAMPLES = """examples:
   zennit-attn explain --model HuggingFaceTB/SmolLM2-135M-Instruct --user "Why is the sky blue?" --out why.html
   zennit-attn explain --model gpt2 --input texts.jsonl --out results    # {"text": "...", "target": "..."} a line
   zennit-attn show results --row 17
+  zennit-attn virelay results --out project                             # of a folder of images
   zennit-attn composites
   zennit-attn describe --model gpt2 --composite cp_lrp
 
@@ -117,6 +118,12 @@ def parser() -> argparse.ArgumentParser:
     shown.add_argument("file", type=Path, metavar="FILE", help="the explanation, or the folder of --input's results")
     shown.add_argument("--row", type=int, metavar="N", help="which row of a folder (default: a page of the first 100)")
     add_drawing(shown)
+    page = commands.add_parser("virelay", help="write results of images, and their clusters, as a project of ViRelAy")
+    page.add_argument("results", type=Path, metavar="FOLDER", help="the folder of --input's results")
+    page.add_argument("--out", type=Path, required=True, metavar="FOLDER", help="the project's, which is made")
+    page.add_argument("--clusters", type=int, nargs="+", metavar="K", help="into how many (default: 2 3 4 5 6)")
+    page.add_argument("--neighbours", type=int, default=10, metavar="N", help="of a row in SpRAy's graph (default: 10)")
+    page.add_argument("--seed", type=int, default=0, metavar="N", help="of what is random in it (default: 0)")
     commands.add_parser("composites", help="list the presets and their parameters")
     described = commands.add_parser("describe", help="print module, role and rule of a model; loads no weights")
     add_model(described)

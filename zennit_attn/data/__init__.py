@@ -2,8 +2,10 @@
 
 from .buckets import BatchExplainer
 from .results import Results, open_results
+from .spray import Spray, spray
+from .virelay import write_virelay
 
-__all__ = ["BatchExplainer", "Results", "open_results"]
+__all__ = ["BatchExplainer", "Results", "Spray", "open_results", "spray", "write_virelay"]
 
 
 def __dir__() -> list[str]:

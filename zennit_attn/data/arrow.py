@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import importlib
 from typing import Any
 
-from ..errors import InputError
+from .extras import extra
 
 
 def arrow(what: str) -> Any:
@@ -21,11 +20,6 @@ def arrow(what: str) -> Any:
     InputError
         If it is not installed.
     """
-    try:
-        for name in ("csv", "parquet"):
-            importlib.import_module(f"pyarrow.{name}")
-        return importlib.import_module("pyarrow")
-    except ImportError as error:
-        raise InputError(
-            f"{what} takes pyarrow, which is not installed ({error}): pip install 'zennit-attn[data]'"
-        ) from error
+    for name in ("csv", "parquet"):
+        extra(f"pyarrow.{name}", what, "data")
+    return extra("pyarrow", what, "data")

@@ -34,6 +34,9 @@ from .reading import Reading, check_length, limit_of, moved, padding_of, shared_
 from .tasks import IMAGE_CLASSIFICATION, Task, task_of
 from .wrapping import Similarity
 
+#: What is asked for where no target is given, as explanations tell it.
+CHOSEN = "what the model chose"
+
 
 class Explainer:
     """A model with its tokenizer or processor, of which it can be asked why it said what it said.
@@ -171,7 +174,7 @@ class Explainer:
         for name in set(IDS) & reading.batch.keys():
             check_length(reading.batch[name].shape[1], limit_of(self.model, self.tokenizer), self.name)
         chosen = target if isinstance(target, Target) else self.task.target(self, reading, target, contrastive)
-        about = self.about({"target": "what the model chose" if target is None else str(target)}, contrastive)
+        about = self.about({"target": CHOSEN if target is None else str(target)}, contrastive)
         last = int(self.task.name == "next token" and not isinstance(target, Target))
 
         def finish(output: Tensor, relevance: Mapping[str, Tensor]) -> Explanation:
