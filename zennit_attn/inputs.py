@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_map_only
 
+from .engine.handles import Kept
 from .engine.operands import explained_leaf
 
 #: Entries of a batch that hold what is explained, of which exactly one has to be there.
@@ -129,14 +130,11 @@ def leaves_of(model: torch.nn.Module, given: Mapping[str | None, Tensor]) -> Ite
         # a copy, so that a model that writes into its embeddings does not write into the leaf
         return leaves[name][key].clone().view_as(output)
 
-    # before the hooks that collect inner relevance, which are to see the leaf's graph
-    tables = embeddings(model) if tokens else []
-    handles = [table.register_forward_hook(catch, with_kwargs=True, prepend=True) for table in tables]
-    try:
+    with Kept() as kept:
+        for table in embeddings(model) if tokens else []:
+            # before the hooks that collect inner relevance, which are to see the leaf's graph
+            kept.hook(table, catch, with_kwargs=True, prepend=True)
         yield values, leaves
-    finally:
-        for handle in handles:
-            handle.remove()
     for name, value in tokens.items():
         if not leaves[name]:
             raise NotLookedUpError(

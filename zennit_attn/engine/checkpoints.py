@@ -12,6 +12,7 @@ from typing import Any
 import torch
 import torch.utils.checkpoint
 
+from .handles import keep
 from .policy import Policy
 from .state import enclosing_policy, state
 
@@ -52,6 +53,7 @@ class CheckpointHandle:
 
             return self.before(again, *args, **kwargs)
 
+        keep(self)
         module._gradient_checkpointing_func = checkpointed
 
     def remove(self) -> None:
