@@ -277,7 +277,6 @@ class InputXGradient(Attributor, Generic[Result]):
         result: Result = self.ask(input, attr_output)
         return result
 
-    @holds_state
     def ask(self, input: Any, attr_output: Any, **of: bool) -> Any:
         """Explain the output for an input, as soon as no other thread has other rules on the model."""
         if not (attr_output is None or callable(attr_output)):

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from zennit.core import Composite
 
-from ..engine.handles import Kept
+from ..engine.handles import Kept, Locked
 
 #: Seconds for which others wait for a claim that nobody uses in between.
 PATIENCE = 300.0
@@ -59,7 +59,7 @@ class Claim:
             If this thread has it already, or another one does for too long.
         """
         while True:
-            with _lock:
+            with Locked(_lock):
                 other, name = self.before(handles)
                 if other is None:
                     handles.append(self)
@@ -105,7 +105,7 @@ class Claim:
         is_alive = any(thread.ident == self.thread for thread in threading.enumerate())
         if is_alive and time.monotonic() - self.used < PATIENCE:
             return
-        with _lock:
+        with Locked(_lock):
             if not any(self in _claims.get(module, ()) for module in self.modules):
                 return
         why = f"for {PATIENCE:.0f} s, unused" if is_alive else "which has ended"
@@ -126,7 +126,7 @@ class Claim:
 
     def remove(self) -> None:
         """Give the model back."""
-        with _lock:
+        with Locked(_lock):
             for module in self.modules:
                 found = _claims.get(module, [])
                 if self in found:
@@ -173,7 +173,7 @@ def turn(model: torch.nn.Module, composite: Composite | None) -> Iterator[bool]:
 
 def shared(model: torch.nn.Module, composite: Composite | None, kept: list[Any]) -> bool:
     """Tell whether the rules of a composite are on a model, and use them."""
-    with _lock:
+    with Locked(_lock):
         for claim in reversed(_claims.get(model, [])):
             is_mine = claim.thread == get_ident()
             fits = claim.composite is composite or (is_mine and composite is None)
@@ -185,7 +185,7 @@ def shared(model: torch.nn.Module, composite: Composite | None, kept: list[Any])
 
 def claims_on(model: torch.nn.Module) -> list[Claim]:
     """Return the claims on a model and its parts."""
-    with _lock:
+    with Locked(_lock):
         return list(dict.fromkeys(claim for module in model.modules() for claim in _claims.get(module, ())))
 
 

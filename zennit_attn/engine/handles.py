@@ -7,6 +7,7 @@ An interrupt may come at any line. What acts is kept first (:func:`keep`), and w
 from __future__ import annotations
 
 import functools
+import itertools
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -30,8 +31,8 @@ class _Journal(threading.local):
 _journal = _Journal()
 
 
-#: One hook at a time: torch gives two threads one number, and the second hook the place of the first.
-_numbering = threading.Lock()
+#: Numbers of hooks, which are none of torch's, from zero up: it may give two threads the same.
+_numbers = itertools.count(-1, -1)
 #: One look at who holds a parameter at a time; the same thread may be interrupted, and begin to undo.
 _counting = threading.RLock()
 
@@ -98,9 +99,10 @@ class Kept(list[Any]):
         undo(self)
 
     def __del__(self) -> None:
-        undo(self)
+        if self:
+            undo(self)
 
-    def hook(self, module: torch.nn.Module, hook: Callable[..., Any], before: bool = False, **options: Any) -> None:
+    def hook(self, module: torch.nn.Module, hook: Callable[..., Any], before: bool = False, **options: bool) -> None:
         """Put a hook on a module, see :class:`HookHandle`."""
         HookHandle(module, hook, before, self, **options)
 
@@ -112,6 +114,31 @@ class Kept(list[Any]):
 def _only_in(thread: int, around: Any, forward: Any, args: Any, kwargs: Any) -> Any:
     """Call a forward with something around it in one thread, and as it is in the others."""
     return around(forward, args, kwargs) if get_ident() == thread else forward(*args, **kwargs)
+
+
+class Locked:
+    """A lock for the time of a ``with`` statement, which an interrupt cannot leave locked.
+
+    Parameters
+    ----------
+    lock : threading.RLock or None
+        The lock; None is none.
+    """
+
+    def __init__(self, lock: Any) -> None:
+        self.lock, self.is_held = lock, False
+
+    def __enter__(self) -> None:
+        # better unlocked than stuck: nothing takes this long that is behind a lock
+        self.is_held = self.lock is not None and self.lock.acquire(timeout=60)
+
+    def __exit__(self, *error: object) -> None:
+        if self.is_held:
+            self.is_held = bool(self.lock.release())
+
+    def __del__(self) -> None:
+        if getattr(self, "is_held", False):
+            self.lock.release()
 
 
 class WatchingHook:
@@ -159,26 +186,24 @@ class HookHandle:
         before: bool = False,
         kept: list[Any] | None = None,
         everywhere: bool = False,
-        **options: Any,
+        **options: bool,
     ) -> None:
-        self.hook = WatchingHook(hook, everywhere)
+        self.number, watching = next(_numbers), WatchingHook(hook, everywhere)
         self.places = places_of_hooks(module, before)
         keep(self, kept)
-        register: Any = module.register_forward_pre_hook if before else module.register_forward_hook
-        with _numbering:
-            register(self.hook, **options)
+        hooks = self.places[-1]
+        for place, name in zip(self.places, ("with_kwargs", "always_call"), strict=False):
+            if options.get(name):
+                place[self.number] = True
+        # how it is called first: another thread may call it right away
+        hooks[self.number] = watching
+        if options.get("prepend"):
+            hooks.move_to_end(self.number, last=False)
 
     def remove(self) -> None:
         """Take it off."""
-        unhook(self.places, self.hook)
-
-
-def unhook(places: list[Any], wanted: WatchingHook | None = None) -> None:
-    """Take a hook off, or every one that is watching."""
-    for number, hook in list(places[-1].items()):
-        if hook is wanted or (wanted is None and isinstance(hook, WatchingHook)):
-            for place in places:
-                place.pop(number, None)
+        for place in reversed(self.places):
+            place.pop(self.number, None)
 
 
 def places_of_hooks(module: torch.nn.Module, before: bool) -> list[Any]:
@@ -190,8 +215,9 @@ def places_of_hooks(module: torch.nn.Module, before: bool) -> list[Any]:
 
 def clear(module: torch.nn.Module) -> None:
     """Take off whatever handles put around one module, whoever has them."""
-    for before in (True, False):
-        unhook(places_of_hooks(module, before))
+    for place in (*places_of_hooks(module, True), *places_of_hooks(module, False)):
+        for number in [number for number in list(place) if number < 0]:
+            place.pop(number, None)
     for name in FORWARDS:
         wrapped = vars(module).get(name)
         while isinstance(wrapped, WrappedForward):
@@ -316,15 +342,15 @@ class FrozenHandle:
             if parameter is not None and (parameter.requires_grad or id(parameter) in self.holding)
         ]
         keep(self, kept)
-        for _, _, parameter in self.places:
-            with _counting:
+        with Locked(_counting):
+            for _, _, parameter in self.places:
                 self.holding.setdefault(id(parameter), set()).add(self)
                 parameter.requires_grad_(False)
 
     def remove(self) -> None:
         """Restore ``requires_grad``."""
-        for holder, name, parameter in self.places:
-            with _counting:
+        with Locked(_counting):
+            for holder, name, parameter in self.places:
                 others = self.holding.get(id(parameter), set())
                 others.discard(self)
                 if others:

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from threading import get_ident
 from typing import Any
 
-from ..engine.handles import Kept
+from ..engine.handles import Kept, Locked
 from .loading import first_line
 
 _lock = threading.RLock()
@@ -26,14 +26,14 @@ class _Listener:
         self.messages: list[str] = []
         self.thread = get_ident()
         kept.append(self)
-        with _lock:
+        with Locked(_lock):
             if not _listening:
                 start()
             _listening.append(self)
 
     def remove(self) -> None:
         """Stop listening; the last one puts back how warnings were shown."""
-        with _lock:
+        with Locked(_lock):
             if self in _listening:
                 _listening.remove(self)
             if not _listening and _before:

@@ -12,7 +12,7 @@ from __future__ import annotations
 import inspect
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -23,7 +23,7 @@ from zennit.core import BasicHook, Hook, ParamMod, RemovableHandleList, zero_wra
 from zennit.rules import NoMod, Pass
 
 from ..engine.functions import Snapshot, divide, multiply, require_first_order
-from ..engine.handles import Kept
+from ..engine.handles import Kept, Locked
 from ..engine.operands import Form, depends
 from ..engine.state import holds_state, shield
 from .layer import LayerRule
@@ -60,7 +60,7 @@ class ZennitRule(LayerRule):
             )
         self.hook = hook
         #: Held while a registered rule looks at its module's parameters: a backward pass may have others there.
-        self.lock: Any = nullcontext()
+        self.lock: Any = None
 
     def register(self, module: torch.nn.Module) -> RemovableHandleList:
         """Put the rule around one module's forward."""
@@ -87,7 +87,7 @@ class ZennitRule(LayerRule):
         flat, spec = tree_flatten((args, kwargs))
         places = [place for place, value in enumerate(flat) if depends(value)]
         if not places:
-            with self.lock:
+            with Locked(self.lock):
                 return forward(*args, **kwargs)
         run = _Call(self.hook.copy(), module, forward, self.form, flat, spec, places, self.lock)
         output, output_spec = tree_flatten(run.output)
@@ -163,7 +163,7 @@ class _Call:
         if getattr(self.module, "inplace", False):
             inputs = [value.clone() for value in inputs]
         args, kwargs = self.arguments(inputs)
-        with self.lock:
+        with Locked(self.lock):
             return self.forward(*args, **kwargs)
 
     @holds_state
@@ -195,7 +195,7 @@ class _Call:
             hook.input_modifiers, hook.param_modifiers, hook.output_modifiers, strict=True
         ):
             points.append([change_input(value).requires_grad_() for value in originals])
-            with self.lock, modified(self.module, ParamMod.ensure(change_params)):
+            with Locked(self.lock), modified(self.module, ParamMod.ensure(change_params)):
                 outputs.append([change_output(value) for value in self.outputs(points[-1])])
         signals = []
         for place, relevance in enumerate(relevances):
