@@ -99,7 +99,7 @@ class ScopedComposite(Composite):
                 self.handles.append(_Owned(rule, handles))
                 if handles and not rule.optional:
                     rules.setdefault(repr(rule), []).append((name, rule))
-        ForwardHandle(module, look_for_unused(module, rules, self.strict))
+        ForwardHandle(module, look_for_unused(module, rules, self.strict, self.handles[0]))
 
     def context(self, module: M) -> AbstractContextManager[M]:
         """Return a context manager inside of which the rules hold for a model.
@@ -148,7 +148,7 @@ class ScopedComposite(Composite):
 
 
 def look_for_unused(
-    model: torch.nn.Module, rules: dict[str, list[tuple[str, Rule]]], strict: bool
+    model: torch.nn.Module, rules: dict[str, list[tuple[str, Rule]]], strict: bool, claim: Claim
 ) -> Callable[[Any, Any, Any], Any]:
     """Return what to put around a model's forward to report rules that were not applied in it.
 
@@ -161,6 +161,8 @@ def look_for_unused(
         experts does not call each.
     strict : bool
         Raise :class:`UnusedRuleError` instead of the warning.
+    claim : Claim
+        By which the rules are on the model.
     """
 
     @holds_state
@@ -170,7 +172,8 @@ def look_for_unused(
         with watch_rules() as fired:
             output = forward(*args, **kwargs)
         for title, copies in rules.items():
-            if not any(id(rule) in fired for _, rule in copies):
+            # the rules may have gone while another thread was predicting
+            if not claim.is_closing and not any(id(rule) in fired for _, rule in copies):
                 report_unused(model, title, *copies[0], strict)
         return output
 

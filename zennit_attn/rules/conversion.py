@@ -142,8 +142,8 @@ class _Call:
         self.constants = [None if place in places else value for place, value in enumerate(flat)]
         self.spec, self.places = spec, places
         #: The parameters of the call; others may be there when the backward pass comes.
-        self.parameters = [(child._parameters, dict(child._parameters)) for child in module.modules()]
-        with torch.no_grad():
+        with Locked(lock), torch.no_grad():
+            self.parameters = [(child._parameters, dict(child._parameters)) for child in module.modules()]
             self.output = self.run([flat[place].detach() for place in places])
         if not isinstance(hook, BasicHook):
             args, kwargs = self.arguments([flat[place] for place in places])
@@ -195,7 +195,7 @@ class _Call:
             hook.input_modifiers, hook.param_modifiers, hook.output_modifiers, strict=True
         ):
             points.append([change_input(value).requires_grad_() for value in originals])
-            with Locked(self.lock), modified(self.module, ParamMod.ensure(change_params)):
+            with modified(self.module, ParamMod.ensure(change_params)):
                 outputs.append([change_output(value) for value in self.outputs(points[-1])])
         signals = []
         for place, relevance in enumerate(relevances):
@@ -273,7 +273,7 @@ class Explained(Function):
 
     @staticmethod
     def backward(ctx: Any, *signals: Tensor) -> tuple[Tensor | None, ...]:
-        with installed(ctx.call.parameters):
+        with Locked(ctx.call.lock), installed(ctx.call.parameters):
             return Explained.explain(ctx, signals)
 
     @staticmethod
