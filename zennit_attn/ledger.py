@@ -239,6 +239,8 @@ class RecordingMode(OperatorMode):
         """Call ``func`` by its rule."""
         kwargs = kwargs or {}
         recorder = current_recorder()
+        if recorder is None:
+            return super().__torch_function__(func, types, args, kwargs)
         recorder.seen = True
         known = functions().get(func)
         if known is None or self.table is self.nothing or not operands(args, kwargs):

@@ -146,6 +146,9 @@ def run_inside(
             return output
         finally:
             state.mode = None
+            if mode is not None and not torch.compiler.is_compiling():
+                # torch turns a mode on again, some time, that was off for a moment when an interrupt came
+                mode.table, mode.following = mode.nothing, False
     if mode.form != form:
         raise RuntimeError(
             f"{type(module).__name__} has operator rules in the {form} form, inside of a forward in the {mode.form} "
