@@ -71,6 +71,7 @@ def state_of(model):
         ],
         "thread": dict(vars(state)),
         "functions": torch._C._len_torch_function_stack(),
+        "is seen": torch._C._is_torch_function_enabled(),
         "gradients": torch.is_grad_enabled(),
         "claims": len(claims._claims),
         "held": len(handles.FrozenHandle.holding),
