@@ -137,7 +137,7 @@ def one_call():
 
 CASES = {case.__name__: case for case in (simple, llama, compiled, one_call)}
 #: 500 points in all, of each kind.
-POINTS = {"simple": 200, "llama": 150, "compiled": 100, "one_call": 50}
+POINTS = {"simple": 200, "llama": 50, "compiled": 200, "one_call": 50}
 
 
 @pytest.mark.parametrize("error", [Stop, KeyboardInterrupt])

@@ -84,7 +84,7 @@ def test_composites_of_their_own(model, strict, predicting):
             _, relevance, inner = attributor(batch, targets.Label(number % 5))
         return relevance, inner["model.layers.0"]
 
-    jobs = list(enumerate(batches(16)))
+    jobs = list(enumerate(batches(12)))
     expected = [explain(job) for job in jobs]
     with Predicting(model, predicting), ThreadPoolExecutor(8) as pool:
         got = list(pool.map(explain, jobs))
@@ -108,7 +108,7 @@ def test_one_attributor(model, strict, opened, predicting):
         _, relevance, inner = attributor(batch, targets.Label(number % 3))
         return relevance, inner
 
-    jobs = list(enumerate(batches(16)))
+    jobs = list(enumerate(batches(12)))
     expected = [explain(job) for job in jobs]
     with Predicting(model, predicting), ThreadPoolExecutor(8) as pool:
         if opened:
