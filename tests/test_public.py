@@ -51,6 +51,7 @@ PUBLIC = [
     "input_x_gradient",
     "load_composite",
     "register_operator",
+    "release",
     "rules",
     "save_composite",
     "targets",

@@ -6,7 +6,7 @@ from .captured import capture
 from .composites.canonizers import FunctionCanonizer, MultiheadAttentionCanonizer
 from .composites.configuration import load_composite, save_composite
 from .composites.presets import AttnLRPComposite, CPLRPComposite, GammaViTComposite, LibraGradComposite, RelPComposite
-from .composites.registration import input_x_gradient
+from .composites.registration import input_x_gradient, release
 from .engine.catalog import register_operator
 
 __all__ = [
@@ -23,5 +23,6 @@ __all__ = [
     "input_x_gradient",
     "load_composite",
     "register_operator",
+    "release",
     "save_composite",
 ]

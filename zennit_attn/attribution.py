@@ -8,21 +8,24 @@ import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field
+from functools import partial
 from types import NoneType
-from typing import Any, Generic, NamedTuple, Self, TypeVar, overload
+from typing import Any, Generic, Literal, NamedTuple, Self, TypeVar, overload
 
 import torch
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from zennit.attribution import Attributor, identity
+from zennit.attribution import Attributor, constant, identity
 from zennit.core import Composite
 
 from .adapters import explained, is_headless, target_mask
-from .composites.registration import input_x_gradient
+from .composites.claims import turn
+from .composites.registration import Scope, ScopedComposite, input_x_gradient
 from .engine.finiteness import watch
 from .engine.functions import divide
-from .engine.handles import FrozenHandle
-from .engine.state import explaining
+from .engine.handles import FrozenHandle, Kept
+from .engine.mode import heal
+from .engine.state import explaining, holds_state
 from .errors import FrozenWarning, InputError, NotFiniteError, NotFiniteWarning, PaddingWarning, TrainingWarning
 from .hints import nearest
 from .inputs import Leaves, NotLookedUpError, leaves_of, split_input
@@ -223,11 +226,23 @@ class InputXGradient(Attributor, Generic[Result]):
         self.latents = (latents,) if isinstance(latents, (str, Features)) else tuple(latents)
         self.output_key, self.argument = output_key, argument
         self.create_graph, self.retain_graph = create_graph, retain_graph
-        self.recording = self.telling_positions = False
+        self._scope: Scope[torch.nn.Module] | None = None
 
     def __enter__(self) -> Self:
-        super().__enter__()
+        if isinstance(self.composite, ScopedComposite):
+            scope = Scope(self.composite, self.model)
+            scope.__enter__()
+            self._scope = scope
         return self
+
+    def __exit__(self, *error: object) -> Literal[False]:
+        try:
+            if self.composite is not None:
+                self.composite.remove()
+        finally:
+            # which takes off what an interrupt left
+            self._scope = None
+        return False
 
     def __call__(self, input: Tensor | Mapping[str, Any], attr_output: Any = None) -> Result:
         """Explain the output for an input.
@@ -260,8 +275,21 @@ class InputXGradient(Attributor, Generic[Result]):
         RuntimeError
             If the input has no part in the explained output.
         """
-        result: Result = super().__call__(input, attr_output)
+        result: Result = self.ask(input, attr_output)
         return result
+
+    def ask(self, input: Any, attr_output: Any, **of: bool) -> Any:
+        """Explain the output for an input, as soon as no other thread has other rules on the model."""
+        if not (attr_output is None or callable(attr_output)):
+            attr_output = constant(attr_output)
+        heal()
+        # an interrupt may come in torch's own context managers
+        is_enabled = torch.is_grad_enabled()
+        try:
+            with turn(self.model, self.composite) as is_ready, nullcontext() if is_ready else self:
+                return self.forward(input, attr_output or self.attr_output_fn, **of)
+        finally:
+            torch._C._set_grad_enabled(is_enabled)
 
     def ledger(self, input: Tensor | Mapping[str, Any], attr_output: Any = None) -> Ledger:
         """Account for the relevance of the output: what the inputs got, and what everything else kept.
@@ -293,11 +321,8 @@ class InputXGradient(Attributor, Generic[Result]):
         """
         if isinstance(attr_output, Each):
             raise ValueError(f"a ledger is of one target, got {attr_output!r}: expected one of them at a time.")
-        self.recording = True
-        try:
-            return super().__call__(input, attr_output)
-        finally:
-            self.recording = False
+        found: Ledger = self.ask(input, attr_output, is_ledger=True)
+        return found
 
     def positions(self, input: Tensor | Mapping[str, Any], attr_output: Any = None) -> Positions:
         """Explain the output by the tokens and by the positions that they stand at (PA-LRP, Bakish et al. 2025).
@@ -338,14 +363,17 @@ class InputXGradient(Attributor, Generic[Result]):
             raise InputError(f"positions are of one target, got {attr_output!r}: expected one of them at a time.")
         if not isinstance(self.argument, (str, NoneType)):
             raise InputError(f"positions got argument={self.argument!r}, expected the name of one input.")
-        self.telling_positions = True
-        try:
-            found: Positions = super().__call__(input, attr_output)
-            return found
-        finally:
-            self.telling_positions = False
+        found: Positions = self.ask(input, attr_output, tells_positions=True)
+        return found
 
-    def forward(self, input: Tensor | Mapping[str, Any], attr_output_fn: Any) -> Any:
+    @holds_state
+    def forward(
+        self,
+        input: Tensor | Mapping[str, Any],
+        attr_output_fn: Any,
+        is_ledger: bool = False,
+        tells_positions: bool = False,
+    ) -> Any:
         """Explain the output for an input, with the composite registered."""
         given, rest = split_input(input, self.argument)
         given, lost = without_lost(given)
@@ -364,11 +392,11 @@ class InputXGradient(Attributor, Generic[Result]):
                 TrainingWarning,
                 stacklevel=2,
             )
-        with recording(self.model) if self.recording else nullcontext() as recorder:
-            found = self.propagate(given, rest, attr_output_fn, recorder)
+        with recording(self.model) if is_ledger else nullcontext() as recorder:
+            found = self.propagate(given, rest, attr_output_fn, recorder, tells_positions=tells_positions)
         if recorder is None and found.scale != 1:
             # once more, with signals that float16 has digits for
-            found = self.propagate(given, rest, attr_output_fn, scale=found.scale)
+            found = self.propagate(given, rest, attr_output_fn, None, found.scale, tells_positions)
         if not all(bool(part.isfinite().all()) for parts in found.inputs.values() for part in parts):
             # once more, with a look at every module
             with watch(self.model) as check_output:
@@ -388,7 +416,7 @@ class InputXGradient(Attributor, Generic[Result]):
                 values[(slice(None), lost) if isinstance(attr_output_fn, Each) else lost] = float("nan")
         several = not (self.argument is None or isinstance(self.argument, str))
         relevance = relevances if several else next(iter(relevances.values()))
-        if self.telling_positions:
+        if tells_positions:
             return Positions(found.output, next(iter(relevances.values())), grouped(found.positions))
         if self.modules or self.latents:
             return InnerAttribution(found.output, relevance, found.inner)
@@ -401,15 +429,16 @@ class InputXGradient(Attributor, Generic[Result]):
         attr_output_fn: Any,
         recorder: Recorder | None = None,
         scale: float = 1.0,
+        tells_positions: bool = False,
     ) -> Propagated:
         """Run a forward and a backward pass, the latter scaled up, and its results down again."""
         # fused attention kernels have no second derivative
         kernel = sdpa_kernel(SDPBackend.MATH) if self.create_graph else nullcontext()
         with torch.enable_grad(), kernel:
             try:
-                output, inside, values, leaves = self.run(leaves_of(self.model, given), rest)
+                output, inside, values, leaves = self.run(leaves_of(self.model, given), rest, tells_positions)
             except NotLookedUpError as error:
-                output, inside, values, leaves = self.run_surrogates(given, rest, error)
+                output, inside, values, leaves = self.run_surrogates(given, rest, error, tells_positions)
             sources = [*inside.tensors(), *(leaf for found in leaves.values() for leaf in found.values())]
             constants = [] if recorder is None else recorder.constants
             # of logits that several processes share, a target has to see all
@@ -456,11 +485,16 @@ class InputXGradient(Attributor, Generic[Result]):
             inputs[name] = [relevance_of(*pair) for pair in pairs]
         return Propagated(output, relevance, inputs, {**inner, **by_unit}, of_positions, better)
 
-    def run(self, leaves_of_call: AbstractContextManager[tuple[dict[Any, Tensor], Leaves]], rest: Any) -> Forward:
+    def run(
+        self,
+        leaves_of_call: AbstractContextManager[tuple[dict[Any, Tensor], Leaves]],
+        rest: Any,
+        tells_positions: bool,
+    ) -> Forward:
         """Run the model on leaves: return output, inner tensors, positions, what it was called with, and the leaves."""
         with self.capture() as modules, leaves_of_call as (values, leaves), ExitStack() as stack:
             inside, shape = Inside(modules), next(iter(values.values())).shape
-            if self.telling_positions:
+            if tells_positions:
                 inside.positions = stack.enter_context(position_leaves(self.model, shape[0]))
             if self.latents:
                 stack.enter_context(watching(self.model, self.latents, shape, inside.note))
@@ -472,14 +506,16 @@ class InputXGradient(Attributor, Generic[Result]):
         """Call the model with a tensor by position, or with arguments by name."""
         return self.model(values[None], **rest) if None in values else self.model(**values, **rest)
 
-    def run_surrogates(self, given: Mapping[str | None, Tensor], rest: Any, error: NotLookedUpError) -> Forward:
+    def run_surrogates(
+        self, given: Mapping[str | None, Tensor], rest: Any, error: NotLookedUpError, tells_positions: bool
+    ) -> Forward:
         """Run a model that changes its ids before it embeds them, see :mod:`zennit_attn.surrogates`."""
         with torch.no_grad():
             plain = whole(explained(self.call(given, rest), self.output_key))
         # with ids of their own for padding, too, unless the model tells padding by its id
         for padding in (None, getattr(getattr(self.model, "config", None), "pad_token_id", None)):
             try:
-                found = self.run(surrogates_of(self.model, given, padding), rest)
+                found = self.run(surrogates_of(self.model, given, padding), rest, tells_positions)
             except (IndexError, RuntimeError, ValueError) as other:
                 error.__cause__ = other
                 continue
@@ -553,22 +589,18 @@ class InputXGradient(Attributor, Generic[Result]):
     def capture(self) -> Iterator[dict[str, Tensor]]:
         """Collect the outputs of the named inner modules during a forward pass."""
         captured: dict[str, Tensor] = {}
-        handles = []
-        for name, module in self.named_inner():
 
-            def keep(_: Any, args: Any, output: Any, name: str = name) -> None:
-                tensor = output[0] if isinstance(output, (tuple, list)) else output
-                tensor = explained(tensor) if isinstance(tensor, Mapping) else tensor
-                if isinstance(tensor, Tensor) and tensor.requires_grad:
-                    count = sum(key.split("#")[0] == name for key in captured)
-                    captured[f"{name}#{count + 1}" if count else name] = tensor
+        def note(name: str, _: Any, args: Any, output: Any) -> None:
+            tensor = output[0] if isinstance(output, (tuple, list)) else output
+            tensor = explained(tensor) if isinstance(tensor, Mapping) else tensor
+            if isinstance(tensor, Tensor) and tensor.requires_grad:
+                count = sum(key.split("#")[0] == name for key in captured)
+                captured[f"{name}#{count + 1}" if count else name] = tensor
 
-            handles.append(module.register_forward_hook(keep))
-        try:
+        with Kept() as kept:
+            for name, module in self.named_inner():
+                kept.hook(module, partial(note, name))
             yield captured
-        finally:
-            for handle in handles:
-                handle.remove()
 
     def named_inner(self) -> list[tuple[str, torch.nn.Module]]:
         """Return the inner modules that were named.

@@ -6,6 +6,7 @@ Token ids have no relevance of their own: their embeddings have, wherever the mo
 from __future__ import annotations
 
 import copy
+import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -14,6 +15,7 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_map_only
 
+from .engine.handles import Kept
 from .engine.operands import explained_leaf
 from .positions import tells_positions
 from .sharding import is_sharded, replicated_as, whole
@@ -133,14 +135,11 @@ def leaves_of(model: torch.nn.Module, given: Mapping[str | None, Tensor]) -> Ite
         embedded = leaves[name][key].clone().view(output.shape)
         return replicated_as(embedded, output) if is_sharded(output) else embedded
 
-    # before the hooks that collect inner relevance, which are to see the leaf's graph
-    tables = embeddings(model) if tokens else []
-    handles = [table.register_forward_hook(catch, with_kwargs=True, prepend=True) for table in tables]
-    try:
+    with Kept() as kept:
+        for table in embeddings(model) if tokens else []:
+            # before the hooks that collect inner relevance, which are to see the leaf's graph
+            kept.hook(table, catch, with_kwargs=True, prepend=True)
         yield values, leaves
-    finally:
-        for handle in handles:
-            handle.remove()
     for name, value in tokens.items():
         if not leaves[name]:
             raise NotLookedUpError(
@@ -174,7 +173,7 @@ def looked_up(indices: Any, tokens: Mapping[str | None, Tensor], leaves: Leaves)
     return NOTHING
 
 
-class Decisions:
+class Decisions(threading.local):
     """Whether tensors were equal in one forward, told again in another one whose tensors have no values to compare."""
 
     def __init__(self) -> None:

@@ -12,7 +12,7 @@ import inspect
 import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cache, partial
 from typing import Any
@@ -23,7 +23,7 @@ from torch import Tensor
 from .composites.roles import role
 from .engine.functions import Enter, Leave, Value
 from .engine.gates import mark, strength
-from .engine.handles import ForwardHandle, FrozenHandle
+from .engine.handles import FrozenHandle, Kept
 from .engine.linear import linear_kind
 from .engine.operands import Form, depends, explained_leaf
 from .errors import InputError
@@ -455,24 +455,23 @@ def watching(
             rebuilt = Leave.apply(Value.apply(Enter.apply(rebuilt), value))
         return rebuilt if isinstance(output, Tensor) else type(output)((rebuilt, *output[1:]))
 
-    with ExitStack() as stack:
+    with Kept() as kept:
         for feature in features:
             if feature.module not in named:
                 raise InputError(
                     f"{feature!r} is at no module of {type(model).__name__}; {nearest(feature.module, named)}"
                 )
             if isinstance(feature.autoencoder, torch.nn.Module):
-                stack.callback(FrozenHandle(feature.autoencoder).remove)
-            stack.callback(ForwardHandle(named[feature.module], partial(decoded, feature)).remove)
+                FrozenHandle(feature.autoencoder, kept)
+            kept.forward(named[feature.module], partial(decoded, feature))
         for latent in latents:
             module = named[latent.module]
             if latent.kind == "expert":
-                handle: Any = ForwardHandle(module, partial(by_expert, latent))
+                kept.forward(module, partial(by_expert, latent))
             elif latent.kind in ("head", "neuron"):
-                handle = module.register_forward_pre_hook(partial(goes_in, latent))
+                kept.hook(module, partial(goes_in, latent), before=True)
             else:
-                handle = module.register_forward_hook(partial(comes_out, latent))
-            stack.callback(handle.remove)
+                kept.hook(module, partial(comes_out, latent))
         yield
     for entry in wanted:
         names = (

@@ -22,6 +22,7 @@ from torch.utils._pytree import tree_map_only
 from .engine.catalog import functions
 from .engine.functions import multiply
 from .engine.gates import WEIGHT, mark, strength
+from .engine.handles import Kept
 from .engine.mode import OperatorMode
 from .engine.operands import depends, explained_leaf, operands, swap
 from .engine.state import record_with
@@ -250,6 +251,8 @@ class RecordingMode(OperatorMode):
         """Call ``func`` by its rule."""
         kwargs = kwargs or {}
         recorder = current_recorder()
+        if recorder is None:
+            return super().__torch_function__(func, types, args, kwargs)
         recorder.seen = True
         known = functions().get(func)
         if known is None or self.table is self.nothing or not operands(args, kwargs):
@@ -327,13 +330,8 @@ def recording(model: torch.nn.Module) -> Iterator[Recorder]:
     def leave(module: Any, args: Any, output: Any) -> None:
         recorder.produced(recorder.modules.pop(), output)
 
-    handles = []
-    for module in names:
-        handles.append(module.register_forward_pre_hook(enter))
-        handles.append(module.register_forward_hook(leave, always_call=True))
-    try:
-        with record_with(recorder, RecordingMode):
-            yield recorder
-    finally:
-        for handle in handles:
-            handle.remove()
+    with Kept() as kept, record_with(recorder, RecordingMode):
+        for module in names:
+            kept.hook(module, enter, before=True)
+            kept.hook(module, leave, always_call=True)
+        yield recorder

@@ -19,6 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .engine.handles import Kept
 from .engine.operands import explained_leaf
 from .errors import InputError
 
@@ -164,18 +165,14 @@ def position_leaves(model: torch.nn.Module, samples: int) -> Iterator[dict[str, 
             return None
         return leaves_of(name, [output[None] if output.dim() == 2 and samples > 1 else output])[0]
 
-    handles = []
-    for name, module in turned(model).items():
-        place = [*inspect.signature(type(module).forward).parameters][1:].index(ROTARY)
-        handles.append(module.register_forward_pre_hook(partial(turn, name, place), with_kwargs=True))
-    for name, module in model.named_modules():
-        if tells_positions(name) and next(module.children(), None) is None and not takes_rotary(module):
-            handles.append(module.register_forward_hook(partial(add, name)))
-    try:
+    with Kept() as kept:
+        for name, module in turned(model).items():
+            place = [*inspect.signature(type(module).forward).parameters][1:].index(ROTARY)
+            kept.hook(module, partial(turn, name, place), before=True, with_kwargs=True)
+        for name, module in model.named_modules():
+            if tells_positions(name) and next(module.children(), None) is None and not takes_rotary(module):
+                kept.hook(module, partial(add, name))
         yield found
-    finally:
-        for handle in handles:
-            handle.remove()
     if not found:
         raise InputError(
             f"{type(model).__name__} was told no positions in a way that is known; expected cosines and sines as an "

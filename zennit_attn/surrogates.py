@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .engine.handles import ForwardHandle
+from .engine.handles import Kept
 from .engine.operands import explained_leaf
 from .inputs import Leaves, embeddings
 
@@ -86,12 +86,10 @@ def surrogates_of(
             return look_up(table, indices)
         raise RuntimeError(f"got ids that a {type(table).__name__} looks up after the model changed them")
 
-    handles = [ForwardHandle(table, partial(embed, table)) for table in tables_of(model)]
-    try:
+    with Kept() as kept:
+        for table in tables_of(model):
+            kept.forward(table, partial(embed, table))
         yield values, leaves
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 def tables_of(model: Any) -> list[torch.nn.Module]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from types import FunctionType, SimpleNamespace
 from typing import Any
 
@@ -11,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from zennit.canonizers import Canonizer
 
-from ..engine.handles import ForwardHandle
+from ..engine.handles import ForwardHandle, keep
 
 
 class MultiheadAttentionCanonizer(Canonizer):
@@ -61,17 +62,21 @@ class MultiheadAttentionCanonizer(Canonizer):
                 f"{type(module).__name__} has {taken} of its own, under which its projections would be put; expected "
                 "torch.nn.MultiheadAttention without them."
             )
-        self.module = module
-        for name, projection in projections(module).items():
+        self.module, layers = module, projections(module)
+        keep(self)
+        for name, projection in layers.items():
             module.add_module(name, projection)
-        self.handle = ForwardHandle(module, lambda _, args, kwargs: unfused(module, *args, **kwargs))
+        # with the layers: a forward of another thread may go on when they are taken off
+        around = partial(unfused, module, tuple(layers.values()))
+        self.handle = ForwardHandle(module, lambda _, args, kwargs: around(*args, **kwargs))
 
     def remove(self) -> None:
         """Undo it."""
-        if self.handle is not None and self.module is not None:
+        if self.handle is not None:
             self.handle.remove()
+        if self.module is not None:
             for name in ("query", "key", "value"):
-                delattr(self.module, name)
+                self.module._modules.pop(name, None)
 
 
 class FunctionCanonizer(Canonizer):
@@ -168,6 +173,7 @@ def projections(module: Any) -> dict[str, torch.nn.Linear]:
 
 def unfused(
     module: Any,
+    layers: tuple[torch.nn.Module, ...],
     query: Tensor,
     key: Tensor,
     value: Tensor,
@@ -177,7 +183,7 @@ def unfused(
     average_attn_weights: bool = True,
     is_causal: bool = False,
 ) -> tuple[Tensor, Tensor | None]:
-    """Multi-head attention in steps that rules can see; arguments and results as in PyTorch."""
+    """Multi-head attention in steps that rules can see, with its projections; arguments and results as in PyTorch."""
     if module.bias_k is not None or module.add_zero_attn:
         raise NotImplementedError(
             "torch.nn.MultiheadAttention with add_bias_kv or add_zero_attn has no unfused form here; expected neither."
@@ -189,7 +195,6 @@ def unfused(
     if batched and module.batch_first:
         inputs = tuple(tensor.transpose(0, 1) for tensor in inputs)
     length, batch, width = inputs[0].shape
-    layers = module.query, module.key, module.value
     # (length, batch, width) -> (batch, heads, length, head width)
     heads = [
         layer(tensor).unflatten(-1, (module.num_heads, module.head_dim)).permute(1, 2, 0, 3)

@@ -7,23 +7,27 @@ from __future__ import annotations
 
 import copy
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from functools import partial
+from threading import get_ident
+from types import MappingProxyType
 from typing import Any, TypeVar
 
 import torch
 from zennit.core import Composite, Hook, RemovableHandleList
 from zennit.rules import ReLUBetaSmooth, ReLUDeconvNet, ReLUGuidedBackprop
 
-from ..engine.handles import ForwardHandle, FrozenHandle
+from ..engine.handles import ForwardHandle, FrozenHandle, HookHandle, clear, keeping, undo
 from ..engine.inventory import refuse_foreign
+from ..engine.mode import heal
 from ..engine.operands import Form, operands
 from ..engine.reports import report_once
-from ..engine.state import enclosing_policy, is_shielded, watch_rules
+from ..engine.state import enclosing_policy, holds_state, is_shielded, watch_rules
 from ..errors import UnusedRuleError, UnusedRuleWarning
 from ..rules.conversion import ZennitRule, adopt
 from ..rules.rule import Rule
+from .claims import Claim, claims_on
 from .roles import is_linear
 
 T = TypeVar("T")
@@ -34,8 +38,6 @@ GRADIENT_RULES = (ReLUDeconvNet, ReLUGuidedBackprop, ReLUBetaSmooth)
 
 #: Attention implementations whose kernels the rules see; others call kernels that no rule can look into.
 ATTENTION_IMPLEMENTATIONS = (None, "eager", "sdpa")
-
-_registered: weakref.WeakKeyDictionary[torch.nn.Module, Composite] = weakref.WeakKeyDictionary()
 
 
 class ScopedComposite(Composite):
@@ -56,6 +58,8 @@ class ScopedComposite(Composite):
     def register(self, module: torch.nn.Module) -> None:
         """Apply canonizers and rules to a model, and freeze its parameters, until :meth:`remove`.
 
+        Where another thread has rules on a part of the model, it waits until they are off.
+
         Parameters
         ----------
         module : torch.nn.Module
@@ -64,34 +68,38 @@ class ScopedComposite(Composite):
         Raises
         ------
         RuntimeError
-            If this composite is registered already, or another one is on a part of the model.
+            If this thread has this composite registered already, or another one on a part of the model; or if another
+            thread has one there for too long.
         """
-        if self.handles:
-            raise RuntimeError(
-                f"this {type(self).__name__} is registered already; expected one context at a time. Leave the other "
-                "context first, or make a second composite for the second model."
-            )
-        refuse_nesting(module)
+        heal()
+        claim = Claim(self, module)
         try:
-            self.handles.append(_Registration(self, module))
-            self.handles.append(FrozenHandle(module))
-            for canonizer in self.canonizers:
-                self.handles.extend(canonizer.apply(module))
-            ctx: dict[Any, Any] = {}
-            rules: dict[str, list[tuple[str, Rule]]] = {}
-            for name, child in module.named_modules():
-                template = self.module_map(ctx, name, child)
-                if template is not None:
-                    rule = adopt(template, self.form)
-                    self.hook_refs.add(rule)
-                    handles = rule.register(child)
-                    self.handles.append(_Owned(rule, handles))
-                    if handles and not rule.optional:
-                        rules.setdefault(repr(rule), []).append((name, rule))
-            self.handles.append(ForwardHandle(module, look_for_unused(module, rules, self.strict)))
+            claim.take(self.handles)
+            refuse_foreign(module.named_modules())
+            with keeping(self.handles):
+                self.put_on(module)
         except BaseException:
-            self.remove()
+            if claim in self.handles:
+                self.remove()
             raise
+
+    def put_on(self, module: torch.nn.Module) -> None:
+        """Apply canonizers and rules to a model, and keep their handles."""
+        FrozenHandle(module)
+        for canonizer in self.canonizers:
+            self.handles.extend(canonizer.apply(module))
+        ctx: dict[Any, Any] = {}
+        rules: dict[str, list[tuple[str, Rule]]] = {}
+        for name, child in module.named_modules():
+            template = self.module_map(ctx, name, child)
+            if template is not None:
+                rule = adopt(template, self.form)
+                self.hook_refs.add(rule)
+                handles = rule.register(child)
+                self.handles.append(_Owned(rule, handles))
+                if handles and not rule.optional:
+                    rules.setdefault(repr(rule), []).append((name, rule))
+        ForwardHandle(module, look_for_unused(module, rules, self.strict, self.handles[0]))
 
     def context(self, module: M) -> AbstractContextManager[M]:
         """Return a context manager inside of which the rules hold for a model.
@@ -101,22 +109,21 @@ class ScopedComposite(Composite):
         module : torch.nn.Module
             The model, which the ``with`` statement hands on.
         """
-        context: AbstractContextManager[M] = super().context(module)
-        return context
+        return Scope(self, module)
 
     def remove(self) -> None:
-        """Remove all rules, then what the canonizers changed, in the reverse order of :meth:`register`."""
-        self.handles.reverse()
-        errors = []
-        for handle in self.handles:
+        """Remove all rules, then what the canonizers changed, in the reverse order of :meth:`register`.
+
+        Calls of other threads that use the rules come to their end before. An interrupt is raised when all is undone.
+        """
+        try:
+            for claim in self.handles[:1]:
+                claim.close()
+        finally:
             try:
-                handle.remove()
-            except Exception as error:  # the others are to be undone all the same
-                errors.append(error)
-        self.handles.clear()
-        self.hook_refs.clear()
-        if errors:
-            raise errors[0]
+                undo(self.handles)
+            finally:
+                heal()
 
     def inactive(self) -> Any:
         """Not possible: rules act in the forward pass.
@@ -141,7 +148,7 @@ class ScopedComposite(Composite):
 
 
 def look_for_unused(
-    model: torch.nn.Module, rules: dict[str, list[tuple[str, Rule]]], strict: bool
+    model: torch.nn.Module, rules: dict[str, list[tuple[str, Rule]]], strict: bool, claim: Claim
 ) -> Callable[[Any, Any, Any], Any]:
     """Return what to put around a model's forward to report rules that were not applied in it.
 
@@ -154,15 +161,19 @@ def look_for_unused(
         experts does not call each.
     strict : bool
         Raise :class:`UnusedRuleError` instead of the warning.
+    claim : Claim
+        By which the rules are on the model.
     """
 
+    @holds_state
     def around(forward: Any, args: Any, kwargs: Any) -> Any:
         if torch.compiler.is_compiling():
             return forward(*args, **kwargs)
         with watch_rules() as fired:
             output = forward(*args, **kwargs)
         for title, copies in rules.items():
-            if not any(id(rule) in fired for _, rule in copies):
+            # the rules may have gone while another thread was predicting
+            if not claim.is_closing and not any(id(rule) in fired for _, rule in copies):
                 report_unused(model, title, *copies[0], strict)
         return output
 
@@ -180,8 +191,8 @@ def report_unused(model: torch.nn.Module, title: str, name: str, rule: Rule, str
     report_once(model, (title,), message, UnusedRuleError, UnusedRuleWarning, strict)
 
 
-class EntryHandle:
-    """Look, until it is removed, for calls that get into a model by another way than its forward.
+class Entries:
+    """Look, until its hooks are removed, for calls that get into a model by another way than its forward.
 
     Parameters
     ----------
@@ -193,18 +204,17 @@ class EntryHandle:
 
     def __init__(self, model: torch.nn.Module, strict: bool) -> None:
         self.model, self.strict = model, strict
-        children = [
-            (name, child) for name, child in model.named_children() if next(child.parameters(), None) is not None
-        ]
-        self.hooks = [
-            child.register_forward_pre_hook(partial(self.look, name), with_kwargs=True) for name, child in children
-        ]
+        for name, child in model.named_children():
+            if next(child.parameters(), None) is not None:
+                HookHandle(child, partial(self.look, name), before=True, everywhere=True, with_kwargs=True)
 
-    def look(self, name: str, child: torch.nn.Module, args: Any, kwargs: Any) -> None:
+    def look(
+        self, name: str, child: torch.nn.Module, args: Any, kwargs: Mapping[str, Any] = MappingProxyType({})
+    ) -> None:
         """Report a call with something that is explained, where no operator rules are on."""
         if torch.compiler.is_compiling() or enclosing_policy() is not None or is_shielded():
             return
-        if not operands(args, kwargs):
+        if not operands(args, dict(kwargs)):
             return
         message = (
             f"{name!r} was called outside of a forward of {type(self.model).__name__}, where its operator rules do not "
@@ -213,10 +223,79 @@ class EntryHandle:
         )
         report_once(self.model, (name,), message, UnusedRuleError, UnusedRuleWarning, self.strict)
 
-    def remove(self) -> None:
-        """Stop looking."""
-        for hook in self.hooks:
-            hook.remove()
+
+class Scope(AbstractContextManager[M]):
+    """A composite on a model for the time of a ``with`` statement.
+
+    An interrupt may come before the first line of ``__exit__``: then the rules are taken off with the scope.
+
+    Parameters
+    ----------
+    composite : ScopedComposite
+        The rules.
+    model : torch.nn.Module
+        The model.
+    """
+
+    def __init__(self, composite: ScopedComposite, model: M) -> None:
+        self.composite, self.model = composite, model
+        #: What the composite had a model for before.
+        self.before: Any = None
+        self.is_open = False
+
+    def __enter__(self) -> M:
+        self.before = next(iter(self.composite.handles), None)
+        self.is_open = True
+        self.composite.register(self.model)
+        return self.model
+
+    def __exit__(self, *error: object) -> None:
+        try:
+            self.composite.remove()
+        finally:
+            self.leave()
+
+    def leave(self) -> None:
+        """Take off what is left of what this scope put on."""
+        if self.is_open:
+            claim = next(iter(self.composite.handles), None)
+            if isinstance(claim, Claim) and claim is not self.before and claim.thread == get_ident():
+                self.composite.remove()
+            self.is_open = False
+
+    def __del__(self) -> None:
+        if getattr(self, "is_open", False):
+            self.leave()
+
+
+def release(model: torch.nn.Module) -> None:
+    """Take all rules off a model, whoever put them on, and forget what this thread was doing.
+
+    Contexts do that by themselves. This is for who is refused a model that an interrupt, or a thread that has ended,
+    left with rules on it.
+
+    Parameters
+    ----------
+    model : torch.nn.Module
+        The model; nothing may be running in it.
+
+    Examples
+    --------
+    >>> import torch, zennit_attn
+    >>> model = torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.ReLU())
+    >>> zennit_attn.AttnLRPComposite().register(model)
+    >>> zennit_attn.release(model)
+    >>> "forward" in vars(model)
+    False
+    """
+    for claim in claims_on(model):
+        claim.guests.clear()
+        if claim.composite is not None and claim in claim.composite.handles:
+            claim.composite.remove()
+        claim.remove()
+    for module in model.modules():
+        clear(module)
+    heal()
 
 
 class _Owned:
@@ -227,42 +306,6 @@ class _Owned:
 
     def remove(self) -> None:
         self.handles.remove()
-
-
-class _Registration:
-    """Remember on which modules a composite is, until it is removed."""
-
-    def __init__(self, composite: Composite, model: torch.nn.Module) -> None:
-        self.modules = list(model.modules())
-        for module in self.modules:
-            _registered[module] = composite
-
-    def remove(self) -> None:
-        for module in self.modules:
-            _registered.pop(module, None)
-
-
-def is_registered(model: torch.nn.Module) -> bool:
-    """Tell whether a composite is registered on a model."""
-    return model in _registered
-
-
-def refuse_nesting(model: torch.nn.Module) -> None:
-    """Raise if a composite, of this package or of zennit, is registered on a part of the model.
-
-    Raises
-    ------
-    RuntimeError
-        If there is one; the message names it.
-    """
-    refuse_foreign(model.named_modules())
-    for name, module in model.named_modules():
-        if module in _registered:
-            raise RuntimeError(
-                f"{type(_registered[module]).__name__} is registered on {name or 'the model'!r} already; expected a "
-                "model without rules. Two composites cannot be nested: leave the first context, or join them by "
-                "layer_map and name_map."
-            )
 
 
 class ConvertedComposite(ScopedComposite):

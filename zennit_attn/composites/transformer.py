@@ -12,14 +12,16 @@ import zennit.types
 from zennit.canonizers import Canonizer
 from zennit.core import Hook
 
+from ..engine.handles import Kept, keeping
 from ..hints import nearest
 from ..rules.layer import Identity
 from ..rules.operators import Operators, SelectiveScan
 from ..rules.rule import Rule
 from ..tables import Table
 from .canonizers import FunctionCanonizer, MultiheadAttentionCanonizer
+from .claims import is_registered
 from .parameters import arguments, shown
-from .registration import EntryHandle, ScopedComposite, is_registered, refuse_hidden
+from .registration import Entries, ScopedComposite, refuse_hidden
 from .roles import ROLES, role
 
 Map = Sequence[tuple[Any, Hook]]
@@ -136,13 +138,13 @@ class TransformerComposite(ScopedComposite):
         """
         refuse_hidden(module)
         super().register(module)
+
+    def put_on(self, module: torch.nn.Module) -> None:
+        """Apply canonizers and rules to a model, and keep their handles."""
+        super().put_on(module)
         if self.operators is not None:
-            self.handles.append(EntryHandle(module, self.strict))
-        try:
-            self.check_matches(module)
-        except BaseException:
-            self.remove()
-            raise
+            Entries(module, self.strict)
+        self.check_matches(module)
 
     def check_matches(self, model: torch.nn.Module) -> None:
         """Raise ValueError if an entry of a map fits no module of the model."""
@@ -181,19 +183,15 @@ class TransformerComposite(ScopedComposite):
             If an entry of a map fits no module of the model.
         """
         found = []
-        handles: list[Canonizer] = []
-        try:
-            # a model on which a composite is registered is canonized already
+        # a model on which a composite is registered is canonized already
+        with Kept() as kept, keeping(kept):
             for canonizer in () if is_registered(model) else self.canonizers:
-                handles += canonizer.apply(model)
+                kept.extend(canonizer.apply(model))
             self.check_matches(model)
             for name, module in model.named_modules():
                 rule = self.mapping({}, name, module)
                 if rule is not None:
                     found.append((name, role(name, module), rule))
-        finally:
-            for handle in handles:
-                handle.remove()
         return found
 
     def describe(self, model: torch.nn.Module) -> Table:

@@ -13,7 +13,7 @@ import torch
 import torch.utils.checkpoint
 
 from ..sharding import is_offloaded
-from .handles import ForwardHandle
+from .handles import ForwardHandle, keep
 from .policy import Policy
 from .state import enclosing_policy, state
 
@@ -38,6 +38,7 @@ class CheckpointHandle:
         def checkpointed(function: Any, *args: Any, **kwargs: Any) -> Any:
             return self.before(run_again(self, function, rerun), *args, **kwargs)
 
+        keep(self)
         module._gradient_checkpointing_func = checkpointed
 
     def remove(self) -> None:

@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
 from ..errors import NotFiniteError
+from .handles import Kept
 
 
 @contextmanager
@@ -61,10 +62,6 @@ def watch(model: torch.nn.Module) -> Iterator[Callable[[Any], None]]:
     names = {
         module: f"{name or 'the model itself'!r} ({type(module).__name__})" for name, module in model.named_modules()
     }
-    handles = []
-    for module in names:
-        handles.append(module.register_forward_pre_hook(before, with_kwargs=True))
-        handles.append(module.register_forward_hook(after, with_kwargs=True))
 
     def check_output(output: Any) -> None:
         for value in floating(output):
@@ -72,12 +69,14 @@ def watch(model: torch.nn.Module) -> Iterator[Callable[[Any], None]]:
             if samples.numel() and bool(samples.all(-1).any()):
                 raise NotFiniteError(in_forward(overflow or ["the model itself"]))
 
-    try:
-        yield check_output
-    finally:
-        places.clear()
-        for handle in handles:
-            handle.remove()
+    with Kept() as kept:
+        for module in names:
+            kept.hook(module, before, before=True, with_kwargs=True)
+            kept.hook(module, after, with_kwargs=True)
+        try:
+            yield check_output
+        finally:
+            places.clear()
 
 
 def floating(values: Any) -> list[Tensor]:

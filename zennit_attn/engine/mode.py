@@ -8,6 +8,8 @@ This module does not know any rule: see :mod:`zennit_attn.engine.operators` for 
 
 from __future__ import annotations
 
+import sys
+from types import FrameType
 from typing import Any
 
 import torch
@@ -22,7 +24,7 @@ from .operands import Form, operands
 from .operators import PLAIN, find, numbered, table_of
 from .policy import Policy
 from .reports import report, report_cut
-from .state import state
+from .state import State, holders, holds_state, state
 
 
 class _Nothing(dict[Any, Any]):
@@ -116,6 +118,7 @@ class TracedMode(OperatorMode):
         return numbered[number](func, args, kwargs or {})
 
 
+@holds_state
 def run_inside(
     policy: Policy, form: Form, strict: bool, module: torch.nn.Module, forward: Any, args: Any, kwargs: Any
 ) -> Any:
@@ -134,15 +137,18 @@ def run_inside(
                 "what depends on the input; expected torch.autograd.grad or backward."
             )
         kind = TracedMode if torch.compiler.is_compiling() else state.kind or OperatorMode
-        # not `with ... as state.mode`, of which a compiler makes None
-        mode = state.mode = kind(policy, form, strict, module)
         try:
+            # not `with ... as state.mode`, of which a compiler makes None
+            mode = state.mode = kind(policy, form, strict, module)
             with mode:
                 output = forward(*args, **kwargs)
             settle(mode.pending, state.choose(output) if state.choose else output)
             return output
         finally:
             state.mode = None
+            if mode is not None and not torch.compiler.is_compiling():
+                # torch turns a mode on again, some time, that was off for a moment when an interrupt came
+                mode.table, mode.following = mode.nothing, False
     if mode.form != form:
         raise RuntimeError(
             f"{type(module).__name__} has operator rules in the {form} form, inside of a forward in the {mode.form} "
@@ -154,3 +160,21 @@ def run_inside(
         return forward(*args, **kwargs)
     finally:
         mode.policy, mode.table = before
+
+
+def heal() -> None:
+    """Turn off what an interrupt left on in this thread: what nothing that is running turned on."""
+    modes = torch._C._len_torch_function_stack()
+    left = modes and isinstance(torch._C._get_function_stack_at(modes - 1), OperatorMode)
+    if not left and all(value in (None, False) for value in vars(state).values()):
+        return
+    frame: FrameType | None = sys._getframe(1)
+    while frame is not None:
+        if frame.f_code in holders:
+            return
+        frame = frame.f_back
+    while left:
+        torch._C._pop_torch_function_stack()
+        modes = torch._C._len_torch_function_stack()
+        left = modes and isinstance(torch._C._get_function_stack_at(modes - 1), OperatorMode)
+    vars(state).update(vars(State()))

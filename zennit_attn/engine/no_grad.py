@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from .catalog import functions
+from .handles import Kept
 from .operands import depends
 from .state import state
 
@@ -28,6 +29,25 @@ def leaves(values: Any) -> Iterator[Tensor]:
             yield value
         elif isinstance(value, (list, tuple)):
             yield from leaves(value)
+
+
+class Disabled:
+    """Functions that no mode sees, until it is removed: torch's own context manager is left on by an interrupt.
+
+    Parameters
+    ----------
+    kept : list
+        Where it is kept.
+    """
+
+    def __init__(self, kept: list[Any]) -> None:
+        self.guard = torch._C.DisableTorchFunction()
+        kept.append(self)
+        self.guard.__enter__()
+
+    def remove(self) -> None:
+        """Let modes see them again."""
+        self.guard.__exit__(None, None, None)
 
 
 class Cuts:
@@ -94,7 +114,8 @@ def follow_module(args: Any, kwargs: Any, output: Any) -> None:
     """Follow what was computed without a graph through a module that has a layer rule."""
     mode = state.mode
     if mode is not None and mode.following:
-        with torch._C.DisableTorchFunction():
+        with Kept() as kept:
+            Disabled(kept)
             mode.cuts.follow(None, args, kwargs, output)
 
 

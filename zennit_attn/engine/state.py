@@ -8,7 +8,8 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from types import CodeType
+from typing import Any, TypeVar
 
 from zennit.core import Hook
 
@@ -31,12 +32,22 @@ class State(threading.local):
 
 state = State()
 
+F = TypeVar("F", bound=Callable[..., Any])
+#: The functions that run something with this state, see :func:`holds_state`.
+holders: set[CodeType] = set()
+
+
+def holds_state(function: F) -> F:
+    """Note that for as long as a function runs, what is on in its thread may be on."""
+    holders.add(function.__code__)
+    return function
+
 
 @contextmanager
 def record_with(recorder: Any, kind: type[Any]) -> Iterator[None]:
     """Let a recorder see the calls of functions and of modules with a layer rule, see :mod:`zennit_attn.ledger`."""
-    state.recorder, state.kind = recorder, kind
     try:
+        state.recorder, state.kind = recorder, kind
         yield
     finally:
         state.recorder, state.kind = None, None
@@ -50,9 +61,10 @@ def recorder() -> Any:
 @contextmanager
 def watch_rules() -> Iterator[set[int]]:
     """Collect the ids of the rules that are applied in this thread."""
-    before, state.fired = state.fired, set()
+    before, fired = state.fired, set[int]()
     try:
-        yield state.fired
+        state.fired = fired
+        yield fired
     finally:
         state.fired = before
 
@@ -60,8 +72,9 @@ def watch_rules() -> Iterator[set[int]]:
 @contextmanager
 def explaining(choose: Callable[[Any], Any]) -> Iterator[None]:
     """Tell what is explained of what a model returns: nothing else has to be known to the rules."""
-    before, state.choose = state.choose, choose
+    before = state.choose
     try:
+        state.choose = choose
         yield
     finally:
         state.choose = before
@@ -83,10 +96,10 @@ def shield() -> Iterator[None]:
     """Intercept nothing: the module inside has a rule of its own."""
     mode, before = state.mode, state.shielded
     table = None if mode is None else mode.table
-    state.shielded = True
-    if mode is not None:
-        mode.table = mode.nothing
     try:
+        state.shielded = True
+        if mode is not None:
+            mode.table = mode.nothing
         yield
     finally:
         state.shielded = before

@@ -7,6 +7,7 @@ of nodes than those before, and under strict rules at each. How it is looked at 
 from __future__ import annotations
 
 import sys
+import threading
 import weakref
 from collections.abc import Iterator
 from types import FrameType
@@ -27,7 +28,7 @@ from .state import state
 _known: weakref.WeakKeyDictionary[torch.nn.Module, dict[str, set[tuple[int, int]]]] = weakref.WeakKeyDictionary()
 
 
-class Survey:
+class Survey(threading.local):
     """The forwards of one model for as long as rules are registered on it.
 
     Parameters

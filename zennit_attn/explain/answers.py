@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -13,8 +12,8 @@ import torch
 from ..errors import InputError
 from ..hints import nearest
 from ..targets import Answer, Each, Label, Labels, Target
+from .caught import caught_here
 from .explanation import Explanation
-from .loading import first_line
 from .parts import Array, Part, Row, Text
 from .prompts import Source, source_of
 from .questions import Question
@@ -55,15 +54,13 @@ def explain(
             f"got instead with target={kind.__name__}; expected none: the difference of two logits is that of their "
             "log-probabilities, and does not depend on other tokens"
         )
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
+    with caught_here() as messages:
         source, ids, text = said(explainer, given, answer, documents, image, max_new_tokens, rows)
         if instead is None:
             whole = question(explainer, source, ids, text, rows, kind or Label, chunk)
         else:
             whole = rather(explainer, source, ids, text, *taken(explainer.tokenizer, source, instead))
     (found,) = explainer.explain([whole])
-    messages = [first_line(str(item.message)) for item in caught]
     return replace(found, warnings=tuple(dict.fromkeys([*messages, *found.warnings])))
 
 
@@ -220,9 +217,8 @@ def generated(explainer: Any, source: Source, count: int) -> list[int]:
         given["attention_mask"] = torch.ones_like(tokens)
     ends = explainer.tokenizer.pad_token_id, explainer.tokenizer.eos_token_id
     padding = next((token for token in ends if token is not None), None)
-    with torch.no_grad(), warnings.catch_warnings():
-        # of settings for sampling, which there is none of
-        warnings.simplefilter("ignore")
+    # of settings for sampling, which there is none of
+    with torch.no_grad(), caught_here():
         found = explainer.model.generate(**given, max_new_tokens=count, pad_token_id=padding, **GREEDY)
     new = [int(token) for token in found[0].tolist()]
     new = new[len(source.prefix) :] if new[: len(source.prefix)] == source.prefix else new

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import os
-import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from threading import get_ident
 from typing import Any
 
 import numpy as np
@@ -15,6 +15,7 @@ import torch
 import transformers
 from PIL import Image
 from torch import Tensor
+from zennit.core import Composite
 
 from ..adapters import explained, target_mask
 from ..attribution import InputXGradient
@@ -25,6 +26,7 @@ from ..errors import InputError
 from ..sharding import is_offloaded, whole
 from ..targets import Chosen, Each, Label, Target
 from . import answers, loading
+from .caught import caught_here
 from .explanation import Explanation
 from .loading import TIMM, TORCHVISION, first_line
 from .parts import Row, Text
@@ -119,7 +121,8 @@ class Explainer:
         self.wrapped = self.model if self.task.wrap is None else self.task.wrap(self.model)
         loading.check_composite(self.composite, self.wrapped)
         self._about: dict[str, Any] | None = None
-        self._is_held = False
+        #: The rules that are kept on the model, see :meth:`holding`.
+        self._held: Composite | None = None
 
     def __repr__(self) -> str:
         return f"Explainer({self.name!r}, {self.task.name}, {self.composite.preset}, {self.device})"
@@ -210,8 +213,7 @@ class Explainer:
         first = questions[0]
         own = OfEach(questions, self.model, batch)
         target = first.target if isinstance(first.target, Each) else own
-        with warnings.catch_warnings(record=True) as caught:
-            warnings.simplefilter("always")
+        with caught_here() as messages:
             output, relevance = self.attribute(batch, target, first.arguments, self.task.output)
         # of logits that several processes share, all
         logits = whole(explained(output, self.task.output)).detach()
@@ -219,7 +221,6 @@ class Explainer:
             pieces = [(logits, relevance)]
         else:
             pieces = [(own.piece(logits, sample), own.relevance(relevance, sample)) for sample in range(len(questions))]
-        messages = [first_line(str(item.message)) for item in caught]
         found = [question.finish(*piece) for question, piece in zip(questions, pieces, strict=True)]
         return [with_warnings(each, messages) for each in found]
 
@@ -292,11 +293,9 @@ class Explainer:
 
         The answer is made here, if there is none.
         """
-        with warnings.catch_warnings(record=True) as caught:
-            warnings.simplefilter("always")
+        with caught_here() as messages:
             source, ids, said = answers.said(self, prompt, answer, documents, image, max_new_tokens, rows)
         asked = answers.question(self, source, ids, said, rows, target or Label, chunk)
-        messages = [first_line(str(item.message)) for item in caught]
         return replace(asked, finish=lambda *found: with_warnings(asked.finish(*found), messages))
 
     def answered(self, given: Sequence[Any], target: Any, contrastive: bool) -> Explanation:
@@ -327,12 +326,13 @@ class Explainer:
     @contextmanager
     def holding(self) -> Iterator[None]:
         """Keep the rules on the model, for many calls: each of them would put them there again."""
-        with input_x_gradient(self.composite).context(self.wrapped):
-            self._is_held = True
+        rules = input_x_gradient(self.composite)
+        with rules.context(self.wrapped):
             try:
+                self._held = rules
                 yield
             finally:
-                self._is_held = False
+                self._held = None
 
     def attribute(
         self, batch: Mapping[str, Any], target: Target, arguments: tuple[str, ...], output: str | None = None
@@ -344,7 +344,7 @@ class Explainer:
         InputError
             If there is no room, or the model cannot be explained.
         """
-        composite = None if self._is_held else self.composite
+        composite = self._held or self.composite
         try:
             if self.is_plain:
                 found, relevance = InputXGradient(self.wrapped, composite)(batch[arguments[0]], target)

@@ -10,6 +10,7 @@ This module does not convert hooks that register themselves in a way of their ow
 from __future__ import annotations
 
 import inspect
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -18,12 +19,13 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 from torch.utils._pytree import tree_flatten, tree_unflatten
-from zennit.core import BasicHook, Hook, ParamMod, zero_wrap
+from zennit.core import BasicHook, Hook, ParamMod, RemovableHandleList, zero_wrap
 from zennit.rules import NoMod, Pass
 
 from ..engine.functions import Snapshot, divide, multiply, require_first_order
+from ..engine.handles import Kept, Locked
 from ..engine.operands import Form, depends
-from ..engine.state import shield
+from ..engine.state import holds_state, shield
 from .layer import LayerRule
 from .rule import Rule
 
@@ -57,6 +59,13 @@ class ZennitRule(LayerRule):
                 "forward and backward. Define those, or derive from zennit_attn.rules.LayerRule."
             )
         self.hook = hook
+        #: Held while a registered rule looks at its module's parameters: a backward pass may have others there.
+        self.lock: Any = None
+
+    def register(self, module: torch.nn.Module) -> RemovableHandleList:
+        """Put the rule around one module's forward."""
+        self.lock = threading.RLock()
+        return super().register(module)
 
     def check(self, module: torch.nn.Module) -> None:
         """Raise TypeError if the rule modifies parameters, and ``module`` is no linear map of parameters of its own."""
@@ -78,8 +87,9 @@ class ZennitRule(LayerRule):
         flat, spec = tree_flatten((args, kwargs))
         places = [place for place, value in enumerate(flat) if depends(value)]
         if not places:
-            return forward(*args, **kwargs)
-        run = _Call(self.hook.copy(), module, forward, self.form, flat, spec, places)
+            with Locked(self.lock):
+                return forward(*args, **kwargs)
+        run = _Call(self.hook.copy(), module, forward, self.form, flat, spec, places, self.lock)
         output, output_spec = tree_flatten(run.output)
         explained = [place for place, value in enumerate(output) if _is_float(value)]
         if not explained:
@@ -126,13 +136,14 @@ class _Call:
         flat: list[Any],
         spec: Any,
         places: list[int],
+        lock: Any,
     ) -> None:
-        self.hook, self.module, self.forward, self.form = hook, module, forward, form
+        self.hook, self.module, self.forward, self.form, self.lock = hook, module, forward, form, lock
         self.constants = [None if place in places else value for place, value in enumerate(flat)]
         self.spec, self.places = spec, places
         #: The parameters of the call; others may be there when the backward pass comes.
-        self.parameters = [(child._parameters, dict(child._parameters)) for child in module.modules()]
-        with torch.no_grad():
+        with Locked(lock), torch.no_grad():
+            self.parameters = [(child._parameters, dict(child._parameters)) for child in module.modules()]
             self.output = self.run([flat[place].detach() for place in places])
         if not isinstance(hook, BasicHook):
             args, kwargs = self.arguments([flat[place] for place in places])
@@ -152,8 +163,10 @@ class _Call:
         if getattr(self.module, "inplace", False):
             inputs = [value.clone() for value in inputs]
         args, kwargs = self.arguments(inputs)
-        return self.forward(*args, **kwargs)
+        with Locked(self.lock):
+            return self.forward(*args, **kwargs)
 
+    @holds_state
     def outputs(self, inputs: list[Tensor]) -> list[Tensor]:
         """Return the floating-point tensors of the forward's output on these inputs, with a graph."""
         with torch.enable_grad(), shield():
@@ -203,16 +216,23 @@ class _Call:
 @contextmanager
 def installed(parameters: list[tuple[dict[str, Any], dict[str, Any]]]) -> Iterator[None]:
     """Give modules the parameters that they had in a call, and then those back that they have now."""
-    before = [
-        (holder, dict(holder)) for holder, called in parameters if any(holder[key] is not called[key] for key in called)
-    ]
-    try:
-        for holder, called in parameters if before else ():
+    changed = any(holder[key] is not called[key] for holder, called in parameters for key in called)
+    with Kept() as kept:
+        for holder, called in parameters if changed else ():
+            kept.append(_Held(holder, dict(holder)))
             holder.update(called)
         yield
-    finally:
-        for holder, now in before:
-            holder.update(now)
+
+
+class _Held:
+    """Values of a dict that are put back."""
+
+    def __init__(self, holder: dict[str, Any], values: dict[str, Any]) -> None:
+        self.holder, self.values = holder, values
+
+    def remove(self) -> None:
+        """Put them back."""
+        self.holder.update(self.values)
 
 
 @contextmanager
@@ -224,20 +244,16 @@ def modified(module: torch.nn.Module, change: ParamMod) -> Iterator[None]:
     if change.require_params and missing:
         raise RuntimeError(f"got {type(module).__name__} without the parameters {missing}, which its rule modifies")
     modifier = zero_wrap(change.zero_params or [])(change.modifier)
-    before: list[tuple[dict[str, Any], str, Any]] = []
-    try:
+    with Kept() as kept:
         for key in keys:
             # zennit 1.0.0 merges BatchNorm into attributes that hide the parameters of the same name
             holder: dict[str, Any] = vars(module) if key in vars(module) else module._parameters
             value = holder.get(key)
             if value is not None:
                 changed = modifier(value.data, key)
-                before.append((holder, key, value))
+                kept.append(_Held(holder, {key: value}))
                 holder[key] = torch.nn.Parameter(changed, requires_grad=False)
         yield
-    finally:
-        for holder, key, value in before:
-            holder[key] = value
 
 
 class Explained(Function):
@@ -266,7 +282,8 @@ class Explained(Function):
         # first of all: a checkpoint may run the module here, after which its weights are unloaded
         saved = ctx.saved_tensors
         values, inputs = saved[: len(ctx.places)], list(saved[len(ctx.places) :])
-        with installed([(holder, {key: value}) for (holder, key), value in zip(ctx.places, values, strict=True)]):
+        weights = [(holder, {key: value}) for (holder, key), value in zip(ctx.places, values, strict=True)]
+        with Locked(ctx.call.lock), installed(weights):
             return Explained.explain(ctx, inputs, signals)
 
     @staticmethod

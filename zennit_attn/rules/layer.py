@@ -10,7 +10,7 @@ from zennit.core import RemovableHandleList
 from ..engine.activations import activation_call
 from ..engine.handles import ForwardHandle
 from ..engine.no_grad import follow_module
-from ..engine.state import applied, is_shielded, recorder, shield
+from ..engine.state import applied, holds_state, is_shielded, recorder, shield
 from .rule import Rule
 
 
@@ -27,6 +27,7 @@ class LayerRule(Rule):
         """
         self.check(module)
 
+        @holds_state
         def around(forward: Any, args: Any, kwargs: Any) -> Any:
             if is_shielded():
                 return forward(*args, **kwargs)

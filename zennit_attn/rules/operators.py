@@ -116,16 +116,26 @@ class Operators(Rule):
             policy = enclosing_policy()
             if policy is not None or torch.compiler.is_compiling():
                 return rerun(self.policy(policy), forward, args, kwargs)
-            refuse_foreign(modules)
-            inventory.check()
+            if torch.is_grad_enabled():
+                # a prediction in another thread explains nothing, whatever comes on or off meanwhile
+                refuse_foreign(modules)
+                inventory.check()
             run = partial(rerun, self.policy(None), partial(survey.run, forward), (args, kwargs))
-            with torch.compiler.set_stance("force_eager") if compiled else nullcontext():
-                if not self.strict:
-                    return run()
-                with watch(module) as check_output:
-                    output = run()
-                    check_output(output)
-                return output
+            is_enabled = torch.is_grad_enabled()
+            try:
+                with torch.compiler.set_stance("force_eager") if compiled else nullcontext():
+                    if not self.strict:
+                        return run()
+                    with watch(module) as check_output:
+                        output = run()
+                        check_output(output)
+                    return output
+            except BaseException as error:
+                # an interrupt may come in torch's own context managers, which then fail
+                torch._C._set_grad_enabled(is_enabled)
+                if isinstance(error.__context__, KeyboardInterrupt):
+                    raise error.__context__ from None
+                raise
 
         # once more around the module's hooks, which are part of what it computes
         called = ForwardHandle(module, around, name="_call_impl")
