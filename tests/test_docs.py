@@ -192,7 +192,7 @@ def test_the_map_of_the_house_has_every_room():
 
 
 def test_few_blocks_are_not_run():
-    assert len([block for block in BLOCKS if block.reason is not None]) <= 3
+    assert len([block for block in BLOCKS if block.reason is not None]) <= 4
 
 
 @pytest.mark.parametrize("block", [block for block in BLOCKS if block.reason and block.kind == "shell"], ids=str)
