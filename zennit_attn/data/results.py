@@ -50,7 +50,7 @@ class Results:
                 "on, or open_results(folder, partial=True)"
             )
         self.pa = arrow("a folder of results")
-        self._table = lru_cache(maxsize=4)(self._read)
+        self._table = lru_cache(maxsize=16)(self._read)
 
     def __len__(self) -> int:
         return int(self.settings["rows"])
@@ -119,7 +119,9 @@ class Results:
         return self.folder / f"{name_of(part)}.parquet"
 
     def _read(self, part: int) -> Any:
-        return self.pa.parquet.read_table(self.file(part))
+        # a table of one small file: threads and the look for more files would take longer than the reading
+        with self.pa.parquet.ParquetFile(self.file(part), memory_map=True) as file:
+            return file.read(use_threads=False)
 
 
 def open_results(folder: str | os.PathLike[str], partial: bool = False) -> Results:
