@@ -57,7 +57,7 @@ class Captured(InputXGradient[Any]):
             attributor.output_key,
             attributor.argument,
         )
-        self.recorded, self.state, self.composite_of = recording, state, attributor.composite
+        self.recorded, self.state = recording, state
 
     def propagate(
         self, given: Mapping[str | None, Tensor], rest: Mapping[str, Any], attr_output_fn: Any, *_: Any, **__: Any

@@ -171,7 +171,7 @@ class BatchExplainer:
                     yield numbers, [error]
                     continue
                 if isinstance(error.__cause__, torch.OutOfMemoryError):
-                    self.room = max(1, cost_of(questions) // 2)
+                    self.room = max(1, len(questions) * questions[0].cost() // 2)
                 middle = (len(bucket) + 1) // 2
                 waiting[:0] = [bucket[:middle], bucket[middle:]]
                 continue
@@ -189,7 +189,8 @@ class BatchExplainer:
         for _, group in itertools.groupby(sorted(asked, key=kind), kind):
             bucket: list[tuple[int, Question]] = []
             for pair in sorted(group, key=lambda pair: -pair[1].cost()):
-                if bucket and cost_of([question for _, question in (*bucket, pair)]) > self.room:
+                # the first is the longest
+                if bucket and (len(bucket) + 1) * bucket[0][1].cost() > self.room:
                     found.append(bucket)
                     bucket = []
                 bucket.append(pair)
@@ -223,11 +224,6 @@ def explainer_of(model: Any, composite: Any, options: Mapping[str, Any]) -> Expl
         given = ["composite"] * (composite is not None) + list(options)
         raise InputError(f"got an Explainer and {' and '.join(given)}, expected it to be made with them")
     return model
-
-
-def cost_of(questions: Sequence[Question]) -> int:
-    """Return the room that questions take together, of which the first is the longest."""
-    return len(questions) * max(question.cost() for question in questions)
 
 
 def result_of(found: Found) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from typing import Any
 
 from ..errors import InputError
 from .buckets import BatchExplainer
+from .extras import extra
 from .parts import Precision, write
 from .run import Run
 from .sources import Source
@@ -106,11 +107,8 @@ def with_ray(maker: Maker, parts: Sequence[int], workers: int, gpus: float) -> I
     InputError
         If Ray is not installed.
     """
-    try:
-        import ray
-        import ray.data
-    except ImportError as error:
-        raise InputError(f"--engine ray takes Ray ({error}): pip install 'zennit-attn[ray]'") from error
+    ray = extra("ray", "--engine ray", "ray")
+    extra("ray.data", "--engine ray", "ray")
     is_own = not ray.is_initialized()
     if is_own:
         # actors that take all CPUs would leave none to what hands them their work
