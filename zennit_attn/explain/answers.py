@@ -13,7 +13,7 @@ from ..errors import InputError
 from ..hints import nearest
 from ..targets import Answer, Each, Label, Labels, Target
 from .caught import caught_here
-from .explanation import Explanation
+from .explanation import Explanation, with_warnings
 from .parts import Array, Part, Row, Text
 from .prompts import Source, source_of
 from .questions import Question
@@ -34,7 +34,7 @@ LENGTH = 64
 ROWS = ("answer", "sentence", "line", "word", "token")
 
 
-def explain(
+def question_of(
     explainer: Any,
     given: Any,
     answer: str | None,
@@ -45,8 +45,8 @@ def explain(
     rows: str,
     kind: type[Target] | None,
     chunk: int,
-) -> Explanation:
-    """Explain an answer, see :meth:`zennit_attn.Explainer.answer`."""
+) -> Question:
+    """Return what :meth:`zennit_attn.Explainer.answer` asks, with what was reported on the way."""
     if instead is not None and rows in ROWS[2:]:
         raise InputError(f"got instead with rows={rows!r}; expected none: the difference of two answers is one row")
     if instead is not None and kind is not None:
@@ -60,8 +60,7 @@ def explain(
             whole = question(explainer, source, ids, text, rows, kind or Label, chunk)
         else:
             whole = rather(explainer, source, ids, text, *taken(explainer.tokenizer, source, instead))
-    (found,) = explainer.explain([whole])
-    return replace(found, warnings=tuple(dict.fromkeys([*messages, *found.warnings])))
+    return replace(whole, finish=lambda *found: with_warnings(whole.finish(*found), messages))
 
 
 def said(

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,10 +22,10 @@ from ..composites.registration import input_x_gradient
 from ..composites.transformer import TransformerComposite
 from ..errors import InputError
 from ..sharding import is_offloaded, whole
-from ..targets import Chosen, Each, Label, Target
+from ..targets import Chosen, Each, Target
 from . import answers, loading
 from .caught import caught_here
-from .explanation import Explanation
+from .explanation import Explanation, with_warnings
 from .loading import TIMM, TORCHVISION, first_line
 from .parts import Row, Text
 from .prompts import takes
@@ -274,7 +273,10 @@ class Explainer:
         InputError
             If the model is no language model, or something does not fit.
         """
-        return answers.explain(self, prompt, answer, documents, image, instead, max_new_tokens, rows, target, chunk)
+        asked = answers.question_of(
+            self, prompt, answer, documents, image, instead, max_new_tokens, rows, target, chunk
+        )
+        return self.explain([asked])[0]
 
     def question_of_answer(
         self,
@@ -283,6 +285,7 @@ class Explainer:
         *,
         documents: Sequence[str] | Mapping[str, str] | None = None,
         image: Any = None,
+        instead: str | None = None,
         max_new_tokens: int | None = None,
         rows: str = "sentence",
         target: type[Target] | None = None,
@@ -292,10 +295,7 @@ class Explainer:
 
         The answer is made here, if there is none.
         """
-        with caught_here() as messages:
-            source, ids, said = answers.said(self, prompt, answer, documents, image, max_new_tokens, rows)
-        asked = answers.question(self, source, ids, said, rows, target or Label, chunk)
-        return replace(asked, finish=lambda *found: with_warnings(asked.finish(*found), messages))
+        return answers.question_of(self, prompt, answer, documents, image, instead, max_new_tokens, rows, target, chunk)
 
     def answered(self, given: Sequence[Any], target: Any, contrastive: bool) -> Explanation:
         """Explain the answer of a model that does nothing else, as :meth:`answer` does, which has the options.
@@ -413,11 +413,6 @@ class Explainer:
         if ids is None or unknown is None or unknown not in ids:
             return ()
         return (f"the model does not know some of the words: it reads {self.tokenizer.unk_token} there",)
-
-
-def with_warnings(explanation: Explanation, messages: Sequence[str]) -> Explanation:
-    """Return an explanation with what was reported before it was there."""
-    return replace(explanation, warnings=tuple(dict.fromkeys([*messages, *explanation.warnings])))
 
 
 def loaded(name: str, where: Mapping[str, Any]) -> tuple[Any, Any, Task, Mapping[int, str] | None]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -343,6 +343,11 @@ class Explanation:
         return (
             f"Explanation({self.task} of {self.label.strip()!r}, {self.value:+.4g}, {len(self.rows)} rows of {parts})"
         )
+
+
+def with_warnings(explanation: Explanation, messages: Sequence[str]) -> Explanation:
+    """Return an explanation with what was reported before it was there."""
+    return replace(explanation, warnings=tuple(dict.fromkeys([*messages, *explanation.warnings])))
 
 
 def own_tokens(text: Text) -> list[int]:
