@@ -146,7 +146,18 @@ class Operators(Rule):
         return handles
 
 
-class AttnLRP(Operators):
+class NamedOperators(Operators):
+    """Base of the rules of a paper: each is one choice of kinds, and has no parameter but ``strict``."""
+
+    parameter_names: ClassVar[tuple[str, ...]] = ("strict",)
+    #: Arguments of :class:`Operators`.
+    kinds: ClassVar[dict[str, str]] = {}
+
+    def __init__(self, strict: bool = False) -> None:
+        super().__init__(**self.kinds, strict=strict)
+
+
+class AttnLRP(NamedOperators):
     """AttnLRP (Achtibat et al., ICML 2024): uniform products, softmax by its Taylor expansion, LN and identity rule.
 
     Parameters
@@ -155,13 +166,15 @@ class AttnLRP(Operators):
         Raise at an operation without a rule.
     """
 
-    parameter_names: ClassVar[tuple[str, ...]] = ("strict",)
+    kinds: ClassVar[dict[str, str]] = {
+        "attention": "uniform",
+        "product": "uniform",
+        "norm": "constant",
+        "activation": "identity",
+    }
 
-    def __init__(self, strict: bool = False) -> None:
-        super().__init__("uniform", "uniform", "constant", "identity", strict=strict)
 
-
-class CPLRP(Operators):
+class CPLRP(NamedOperators):
     """CP-LRP (Ali et al., ICML 2022): attention weights and gates are constants, LN and identity rule.
 
     Parameters
@@ -170,13 +183,15 @@ class CPLRP(Operators):
         Raise at an operation without a rule.
     """
 
-    parameter_names: ClassVar[tuple[str, ...]] = ("strict",)
+    kinds: ClassVar[dict[str, str]] = {
+        "attention": "value",
+        "product": "gate",
+        "norm": "constant",
+        "activation": "identity",
+    }
 
-    def __init__(self, strict: bool = False) -> None:
-        super().__init__("value", "gate", "constant", "identity", strict=strict)
 
-
-class RelP(Operators):
+class RelP(NamedOperators):
     """RelP (Jafari et al. 2025): LN, identity and half rule; attention is left to its gradient.
 
     Parameters
@@ -185,13 +200,15 @@ class RelP(Operators):
         Raise at an operation without a rule.
     """
 
-    parameter_names: ClassVar[tuple[str, ...]] = ("strict",)
+    kinds: ClassVar[dict[str, str]] = {
+        "attention": "gradient",
+        "product": "uniform",
+        "norm": "constant",
+        "activation": "identity",
+    }
 
-    def __init__(self, strict: bool = False) -> None:
-        super().__init__("gradient", "uniform", "constant", "identity", strict=strict)
 
-
-class LibraGrad(Operators):
+class LibraGrad(NamedOperators):
     """LibraGrad (Mehri et al., CVPR 2025): attention weights, gates and statistics are pruned, products halved.
 
     Parameters
@@ -200,13 +217,15 @@ class LibraGrad(Operators):
         Raise at an operation without a rule.
     """
 
-    parameter_names: ClassVar[tuple[str, ...]] = ("strict",)
+    kinds: ClassVar[dict[str, str]] = {
+        "attention": "value",
+        "product": "uniform",
+        "norm": "constant",
+        "activation": "identity",
+    }
 
-    def __init__(self, strict: bool = False) -> None:
-        super().__init__("value", "uniform", "constant", "identity", strict=strict)
 
-
-class SelectiveScan(Operators):
+class SelectiveScan(NamedOperators):
     """MambaLRP (Jafari et al., NeurIPS 2024) for a selective state space: its parameters are constants.
 
     Step sizes, decays, B and C pass no relevance on, so that all of it goes through the state; the gate gets half, and
@@ -218,10 +237,7 @@ class SelectiveScan(Operators):
         Raise at an operation without a rule.
     """
 
-    parameter_names: ClassVar[tuple[str, ...]] = ("strict",)
-
-    def __init__(self, strict: bool = False) -> None:
-        super().__init__(product="uniform", scan="constant", strict=strict)
+    kinds: ClassVar[dict[str, str]] = {"product": "uniform", "scan": "constant"}
 
 
 def is_compiled(module: torch.nn.Module) -> bool:
