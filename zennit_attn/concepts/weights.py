@@ -5,6 +5,7 @@ from __future__ import annotations
 import fnmatch
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -13,6 +14,7 @@ from zennit.core import Composite
 
 from ..composites.registration import input_x_gradient
 from ..composites.roles import is_linear
+from ..engine.handles import Kept
 from ..engine.linear import linear_kind
 from ..errors import InputError
 from ..hints import nearest
@@ -122,20 +124,16 @@ def weight_relevance(
                     + nearest(pattern, named)
                 )
         taken: dict[str, list[tuple[Tensor, Tensor]]] = {}
-        handles = []
-        for name in {name: None for pattern in patterns for name in fnmatch.filter(named, pattern)}:
-            refuse_other_rules(name, named[name])
 
-            def keep(_: Any, args: Any, output: Any, name: str = name) -> None:
-                if isinstance(output, Tensor) and output.requires_grad and isinstance(first_of(args), Tensor):
-                    taken.setdefault(name, []).append((args[0].detach(), output))
+        def take(name: str, _: Any, args: Any, output: Any) -> None:
+            if isinstance(output, Tensor) and output.requires_grad and isinstance(first_of(args), Tensor):
+                taken.setdefault(name, []).append((args[0].detach(), output))
 
-            handles.append(named[name].register_forward_hook(keep))
-        try:
+        with Kept() as kept:
+            for name in {name: None for pattern in patterns for name in fnmatch.filter(named, pattern)}:
+                refuse_other_rules(name, named[name])
+                kept.hook(named[name], partial(take, name))
             run = asking.run(data, (), "gradient")
-        finally:
-            for handle in handles:
-                handle.remove()
         weights = asking.start(run, run.output, [{asking.MODEL_OUTPUT_NAME: target}] * size_of(data), None, True)
         calls = [(name, *call) for name, several in taken.items() for call in several]
         signals = passed(run.output, weights, [output for _, _, output in calls])

@@ -24,6 +24,7 @@ from ..composites.canonizers import MultiheadAttentionCanonizer
 from ..composites.presets import AttnLRPComposite, CPLRPComposite, GammaViTComposite
 from ..composites.registration import input_x_gradient
 from ..composites.roles import role
+from ..engine.handles import Kept
 from ..hints import nearest
 from ..inputs import single_input
 from ..targets import Target
@@ -293,23 +294,21 @@ def run_and_keep(
     ValueError
         If the module is not called once with tokens, or does not return channels of an image.
     """
-    kept: list[Any] = []
+    taken: list[Any] = []
 
-    def keep(_: Any, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
-        kept.append(next(iter((*args, *kwargs.values()))) if at_input else output)
+    def take(_: Any, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+        taken.append(next(iter((*args, *kwargs.values()))) if at_input else output)
 
-    handle = module.register_forward_hook(keep, with_kwargs=True)
-    try:
+    with Kept() as kept:
+        kept.hook(module, take, with_kwargs=True)
         output = function(x.requires_grad_())
-    finally:
-        handle.remove()
-    shapes = [tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__ for value in kept]
+    shapes = [tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__ for value in taken]
     if len(shapes) != 1 or len(shapes[0]) != (3 if at_input else 4):
         expected = "(batch, tokens, width)" if at_input else "(batch, channels, rows, columns)"
         raise ValueError(
             f"Grad-CAM got {shapes} at a {type(module).__name__}, expected a tensor {expected}: name a layer"
         )
-    return output, kept[0]
+    return output, taken[0]
 
 
 def on_grid(values: Tensor, images: Tensor, model: torch.nn.Module) -> Tensor:
