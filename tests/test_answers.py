@@ -385,6 +385,12 @@ def test_an_image_and_a_text_have_shares_of_an_answer(tmp_path):
     assert len(folded.tokens) == len(prompt.tokens) - 15
     np.testing.assert_allclose(folded.relevance.sum(1), prompt.relevance.sum(1), rtol=1e-5)
     assert page_of(explanation)["prompt"]["labels"] == list(folded.tokens)
+    # a word stands on the page once, not with its name before it
+    assert {name for *_, name in page_of(explanation)["prompt"]["units"]["word"]} == {""}
+    assert (
+        "data-name"
+        not in (tmp_path / "seen.html").read_text(encoding="utf-8").partition("<main>")[2].partition("</main>")[0]
+    )
     # or of a text alone
     assert explainer.answer("Who is Clara?", "Clara").parts[0].text == "Who is Clara?"
 

@@ -12,7 +12,7 @@ import numpy as np
 from PIL import Image
 
 from .parts import Picture, Segment, Text
-from .units import Span
+from .units import UNITS, Span
 
 if TYPE_CHECKING:
     from .explanation import Explanation
@@ -104,7 +104,11 @@ def text_of_page(text: Text) -> dict[str, Any]:
     # the first is shown first
     for kind in sorted(text.kinds(), key=lambda kind: kind != "word"):
         named = zip(*text.units(kind), strict=True)
-        units[kind] = [[*moved(span), name] for name, span in named if places[span[0]] < places[span[1]]]
+        # a word is called what it says, and need not be called twice
+        is_named = kind != "token" and kind not in UNITS
+        units[kind] = [
+            [*moved(span), name if is_named else ""] for name, span in named if places[span[0]] < places[span[1]]
+        ]
     return {
         "text": "".join(letter for letter, hidden in zip(text.text, own, strict=True) if not hidden),
         "tokens": [moved(span) for span in text.spans],
