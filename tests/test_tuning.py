@@ -30,7 +30,7 @@ from zennit_attn.composites.configuration import to_toml
 from zennit_attn.errors import InputError
 from zennit_attn.evaluation.baselines import lrp
 from zennit_attn.evaluation.features import fix
-from zennit_attn.evaluation.perturbation import Interval
+from zennit_attn.evaluation.intervals import Interval
 from zennit_attn.heatmap.ink import hexadecimal
 from zennit_attn.rules import Epsilon, Gamma
 from zennit_attn.targets import MaxLogit

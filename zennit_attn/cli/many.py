@@ -64,8 +64,15 @@ def run(args: argparse.Namespace) -> int:
         device_map=device_map_of(args),
     )
     maker = Maker(place, source, explain, Precision("float16" if args.float16 else "float32", args.patches))
-    own = [part for part in range(place.parts) if rank.has(part)]
-    missing = [part for part in own if not place.is_there(part)]
+    counts = filled(args, maker, rank)
+    tell(args, counts, len(source), place)
+    return SOME_FAILED if counts["failed"] else DONE
+
+
+def filled(args: argparse.Namespace, maker: Maker, rank: Rank) -> Counter[str]:
+    """Make the parts of a folder that are this process's and are missing, with progress; return what was done."""
+    own = [part for part in range(maker.run.parts) if rank.has(part)]
+    missing = [part for part in own if not maker.run.is_there(part)]
     counts = Counter(skipped=sum(map(maker.length, set(own) - set(missing))))
     bar = tqdm(total=sum(map(maker.length, own)), initial=counts["skipped"], unit="row", disable=None)
     # engines have their say on stdout
@@ -73,8 +80,7 @@ def run(args: argparse.Namespace) -> int:
         for made in engine_of(args, maker, missing):
             counts += made
             bar.update(sum(made.values()))
-    tell(args, counts, len(source), place)
-    return SOME_FAILED if counts["failed"] else DONE
+    return counts
 
 
 def engine_of(args: argparse.Namespace, maker: Maker, parts: list[int]) -> Iterator[Counter[str]]:

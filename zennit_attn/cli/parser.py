@@ -27,6 +27,7 @@ SAVED = (*SUFFIXES, ".json", ".safetensors")
 PRESETS = ("attnlrp", "cp_lrp", "gamma_vit", "libragrad", "relp")
 DTYPES = ("float32", "float64", "bfloat16", "float16")
 ENGINES = ("local", "ray")
+STUDIES = ("context", "perturbation", "randomisation")
 #: Options of ``explain`` of which one has to be there.
 GIVEN = ("text", "image", "audio", "series", "user", "chat", "input")
 EXAMPLES = """examples:
@@ -127,6 +128,7 @@ def parser() -> argparse.ArgumentParser:
     commands.add_parser("composites", help="list the presets and their parameters")
     described = commands.add_parser("describe", help="print module, role and rule of a model; loads no weights")
     add_model(described)
+    add_evaluate(commands.add_parser("evaluate", help="measure how good explanations are, on your model and data"))
     tuned = commands.add_parser("tune", help="search for the best parameters of rules, as a TOML file says")
     tuned.add_argument("study", type=Path, metavar="FILE.toml", help="the study, see docs/tuning.md")
     tuned.add_argument("--out", type=Path, metavar="FOLDER", help="where to write (default: the file without .toml)")
@@ -135,6 +137,35 @@ def parser() -> argparse.ArgumentParser:
         command.description = command.description or f"{command.prog}: see zennit-attn --help for examples."
         command.add_argument("--json", action="store_true", help="print JSON on stdout")
     return top
+
+
+def add_evaluate(command: argparse.ArgumentParser) -> None:
+    """Add the options of ``evaluate``."""
+    command.description = "Measure explanations of a model: a table with intervals, and a page; goes on where it was."
+    command.add_argument("--model", required=True, metavar="NAME_OR_PATH", help="as for explain")
+    command.add_argument(
+        "--study",
+        required=True,
+        choices=STUDIES,
+        help="context: which sentence an answer is read from; perturbation: what happens without what is relevant; "
+        "randomisation: whether relevance follows the weights",
+    )
+    command.add_argument("--data", type=Path, metavar="FILE", help="rows, as --input of explain (context has its own)")
+    command.add_argument("--samples", type=int, metavar="N", help="how many rows (default: all; of its own 100)")
+    command.add_argument("--methods", nargs="+", metavar="NAME_OR_FILE", help="methods, or composites' TOML files")
+    command.add_argument("--out", type=Path, required=True, metavar="FOLDER", help="where to write")
+    command.add_argument("--answers", choices=("next", "whole"), help="context: what is explained (default: next)")
+    command.add_argument("--ablations", type=int, metavar="N", help="context: subsets that LDS looks at (default: 32)")
+    command.add_argument("--steps", type=int, metavar="N", help="perturbation: steps of a curve (default: 8)")
+    command.add_argument("--length", type=int, metavar="N", help="tokens of a text that are read (default: 48)")
+    command.add_argument("--fills", nargs="+", metavar="FILL", help="perturbation: zero, mean, mask or blur")
+    command.add_argument("--agreement", action="store_true", default=None, help="perturbation: remove single ones, too")
+    command.add_argument("--depths", type=int, metavar="N", help="randomisation: points of the curve (default: 6)")
+    command.add_argument("--score-dtype", choices=DTYPES, help="of the forward passes that scores take")
+    command.add_argument("--batch-size", type=int, default=16, metavar="N", help="inputs scored at once (default: 16)")
+    command.add_argument("--rows-per-part", type=int, default=8, metavar="N", help="of what is written (default: 8)")
+    command.add_argument("--device", default="auto", help="as for explain")
+    add_engine(command)
 
 
 def add_model(command: argparse.ArgumentParser, several: bool = False) -> None:
@@ -166,6 +197,17 @@ def add_drawing(command: argparse.ArgumentParser, many: bool = False) -> None:
         metavar="FILE",
         help=f"what to write: {', '.join(SAVED)}{'; with --input a folder' if many else ''}",
     )
+
+
+def add_engine(command: Any) -> None:
+    """Add the options of what works on many rows, and of a process's share of them."""
+    command.add_argument(
+        "--shard",
+        metavar="I/N",
+        help="the share of this process, from 1/N to N/N (default: as torchrun and SLURM tell it)",
+    )
+    command.add_argument("--engine", choices=ENGINES, help="local (default), or ray, on its cluster or on this machine")
+    command.add_argument("--workers", type=int, metavar="N", help="how many actors Ray starts (default: 1)")
 
 
 def add_explain(command: argparse.ArgumentParser) -> None:
@@ -209,13 +251,7 @@ def add_explain(command: argparse.ArgumentParser) -> None:
     many = command.add_argument_group("many rows")
     many.add_argument("--max-tokens", type=int, metavar="N", help="how many are explained together (default: 512)")
     many.add_argument("--rows-per-part", type=int, metavar="N", help="rows of a file of results (default: 256)")
-    many.add_argument(
-        "--shard",
-        metavar="I/N",
-        help="the share of this process, from 1/N to N/N (default: as torchrun and SLURM tell it)",
-    )
-    many.add_argument("--engine", choices=ENGINES, help="local (default), or ray, on its cluster or on this machine")
-    many.add_argument("--workers", type=int, metavar="N", help="how many actors Ray starts (default: 1)")
+    add_engine(many)
     many.add_argument("--float16", action="store_true", help="keep relevance in half precision")
     many.add_argument("--patches", type=int, metavar="SIZE", help="keep the sums over patches of an image")
     command.add_argument(

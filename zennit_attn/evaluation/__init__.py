@@ -6,8 +6,9 @@ confidence interval. Padding counts nowhere. :data:`METHODS` has explanations to
 
 from .baselines import METHODS, TITLES
 from .features import Fixed, Patches, Tokens, select
+from .intervals import Interval, bootstrap, paired
 from .localisation import pointing_game, reciprocal_rank, relevance_mass_accuracy, relevance_rank_accuracy
-from .perturbation import Curve, Interval, bootstrap, faithfulness, perturbation_curve
+from .perturbation import Curve, faithfulness, perturbation_curve
 from .sanity import Method, exact_occlusion, occlusion_agreement, randomisation, rank_correlation
 
 __all__ = [
@@ -23,6 +24,7 @@ __all__ = [
     "exact_occlusion",
     "faithfulness",
     "occlusion_agreement",
+    "paired",
     "perturbation_curve",
     "pointing_game",
     "randomisation",

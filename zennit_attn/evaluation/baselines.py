@@ -21,7 +21,13 @@ from zennit.core import Composite
 from ..adapters import ModelAdapter
 from ..attribution import InputXGradient
 from ..composites.canonizers import MultiheadAttentionCanonizer
-from ..composites.presets import AttnLRPComposite, CPLRPComposite, GammaViTComposite
+from ..composites.presets import (
+    AttnLRPComposite,
+    CPLRPComposite,
+    GammaViTComposite,
+    LibraGradComposite,
+    RelPComposite,
+)
 from ..composites.registration import input_x_gradient
 from ..composites.roles import role
 from ..engine.handles import Kept
@@ -337,11 +343,14 @@ class AttentionWeights(TorchFunctionMode):
     weights : list of torch.Tensor
         Each of shape ``(batch, heads, queries, keys)``: results of softmax of this shape, and the weights of
         :func:`torch.nn.functional.scaled_dot_product_attention`, which is computed step by step.
+    values : list of torch.Tensor
+        What the latter weigh, of shape ``(batch, heads, keys, width)``.
     """
 
     def __init__(self) -> None:
         super().__init__()
         self.weights: list[Tensor] = []
+        self.values: list[Tensor] = []
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func is F.scaled_dot_product_attention:
@@ -373,11 +382,12 @@ class AttentionWeights(TorchFunctionMode):
             scores = torch.where(attn_mask, scores, lowest) if attn_mask.dtype == torch.bool else scores + attn_mask
         # not minus infinity: a row of padding only has to stay finite
         self.weights.append(scores.clamp(min=lowest).softmax(-1))
+        self.values.append(value)
         return self.weights[-1] @ value
 
 
-def attention_of(model: torch.nn.Module, batch: Batch, fixed: Fixed) -> tuple[Tensor, list[Tensor]]:
-    """Return the explained value of each sample, and the attention weights of each layer, in one graph.
+def attention_of(model: torch.nn.Module, batch: Batch, fixed: Fixed) -> tuple[Tensor, AttentionWeights]:
+    """Return the explained value of each sample, and the attention of each layer, in one graph.
 
     Raises
     ------
@@ -402,7 +412,7 @@ def attention_of(model: torch.nn.Module, batch: Batch, fixed: Fixed) -> tuple[Te
             "(batch, heads, tokens, tokens) in each layer, by softmax or scaled_dot_product_attention: where another "
             "kernel computes them, load the model with attn_implementation='eager'."
         )
-    return score, attention.weights
+    return score, attention
 
 
 def attention_rollout(position: int | None = None) -> Method:
@@ -418,7 +428,7 @@ def attention_rollout(position: int | None = None) -> Method:
 
     def method(model: torch.nn.Module, batch: Batch, target: Target) -> Tensor:
         fixed = fix(model, batch, target)
-        _, attentions = attention_of(model, batch, fixed)
+        attentions = attention_of(model, batch, fixed)[1].weights
         flow = identity = torch.eye(attentions[0].shape[-1]).to(attentions[0])
         for weights in attentions:
             flow = (weights.detach().mean(1) + identity) / 2 @ flow
@@ -438,12 +448,37 @@ def gradient_attention_rollout(position: int | None = None) -> Method:
 
     def method(model: torch.nn.Module, batch: Batch, target: Target) -> Tensor:
         fixed = fix(model, batch, target)
-        score, attentions = attention_of(model, batch, fixed)
+        score, attention = attention_of(model, batch, fixed)
+        attentions = attention.weights
         slopes = torch.autograd.grad(score.sum(), attentions)
         flow = torch.eye(attentions[0].shape[-1]).to(attentions[0]).expand(len(score), -1, -1)
         for weights, slope in zip(attentions, slopes, strict=True):
             flow = flow + (weights.detach() * slope).clamp(min=0).mean(1) @ flow
         return row_of(flow, model, batch, fixed, position)
+
+    return method
+
+
+def attention_value_norm(position: int | None = None) -> Method:
+    """Return attention x value norm: ``mean |a v|`` over layers and heads (Kobayashi et al., 2020, without projection).
+
+    Parameters
+    ----------
+    position : int, optional
+        See :func:`attention_rollout`.
+    """
+
+    def method(model: torch.nn.Module, batch: Batch, target: Target) -> Tensor:
+        fixed = fix(model, batch, target)
+        attention = attention_of(model, batch, fixed)[1]
+        if len(attention.values) != len(attention.weights):
+            raise ValueError(
+                f"attention x value norm got {type(model).__name__}, whose attention is written out; expected "
+                "scaled_dot_product_attention: load the model with attn_implementation='sdpa'"
+            )
+        norms = [value.norm(dim=-1)[:, :, None] for value in attention.values]
+        flow = sum((a * norm).mean(1) for a, norm in zip(attention.weights, norms, strict=True)).detach()
+        return row_of(flow / len(norms), model, batch, fixed, position)
 
     return method
 
@@ -459,7 +494,9 @@ def row_of(flow: Tensor, model: torch.nn.Module, batch: Batch, fixed: Fixed, pos
     if fixed.position is not None:
         if position is not None:
             raise ValueError(f"position got {position}, expected None: the target explains a position of its own")
-        row = flow[torch.arange(len(flow), device=flow.device), fixed.position]
+        places = fixed.position.reshape(len(flow), -1, 1).to(flow.device) % flow.shape[-1]
+        # of several, the mean
+        row = flow.gather(1, places.expand(-1, -1, flow.shape[-1])).mean(1)
     elif position is None and not bool(flow.triu(1).any()):
         raise ValueError(f"got {type(model).__name__}, whose first token sees no other: give the position that is read")
     else:
@@ -480,10 +517,13 @@ METHODS: dict[str, Method] = {
     "grad_cam": grad_cam(),
     "attention_rollout": attention_rollout(),
     "gradient_attention_rollout": gradient_attention_rollout(),
+    "attention_value_norm": attention_value_norm(),
     "occlusion": occlusion(),
     "kernel_shap": kernel_shap(),
     "cp_lrp": lrp(CPLRPComposite()),
     "attnlrp": lrp(AttnLRPComposite()),
+    "relp": lrp(RelPComposite()),
+    "libragrad": lrp(LibraGradComposite()),
     "cp_lrp_gamma": lrp(GammaViTComposite(attention="cp")),
     "attnlrp_gamma": lrp(GammaViTComposite(attention="attnlrp")),
 }
@@ -498,10 +538,13 @@ TITLES: dict[str, str] = {
     "grad_cam": "Grad-CAM",
     "attention_rollout": "attention rollout",
     "gradient_attention_rollout": "gradient × attention rollout",
+    "attention_value_norm": "attention × value norm",
     "occlusion": "occlusion",
     "kernel_shap": "KernelSHAP",
     "cp_lrp": "CP-LRP (ε)",
     "attnlrp": "AttnLRP",
+    "relp": "RelP",
+    "libragrad": "LibraGrad",
     "cp_lrp_gamma": "CP-LRP + γ",
     "attnlrp_gamma": "AttnLRP + γ",
 }

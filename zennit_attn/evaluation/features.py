@@ -31,9 +31,9 @@ class Fixed(Target):
     Parameters
     ----------
     shares : torch.Tensor
-        Weights of the classes, of shape ``(batch, classes)``.
+        Weights of the classes, of shape ``(batch, classes)``; or ``(batch, count, classes)``, with a position for each.
     position, attention_mask
-        See :class:`zennit_attn.targets.Target`.
+        See :class:`zennit_attn.targets.Target`; of several positions, of shape ``(batch, count)``.
 
     Examples
     --------
@@ -56,18 +56,32 @@ class Fixed(Target):
         Raises
         ------
         TypeError, ValueError
-            If it is no target, or explains several positions of a sample.
+            If it is no target, or explains several positions in samples of a batch, each another number of them.
         """
         if not isinstance(target, Target):
             raise TypeError(f"got a target of type {type(target).__name__}, expected one of zennit_attn.targets")
         weights = target.weights(output.detach(), attention_mask)
-        if weights.dim() == 2:
-            return cls(weights)
+        if weights.dim() < 3:
+            return cls(weights.reshape(len(weights), -1))
         used = (weights != 0).any(-1)
-        if bool((used.sum(-1) > 1).any()):
-            raise ValueError("got a target of several positions in a sample, expected one: scores need a single logit")
+        counts = used.sum(-1)
+        if bool((counts > 1).any()):
+            if bool((counts != counts[0]).any()):
+                raise ValueError(f"got a target of {counts.tolist()} positions, expected as many in each sample")
+            places = used.nonzero()[:, 1].unflatten(0, (len(used), -1))
+            return cls(weights.gather(1, places[..., None].expand(-1, -1, weights.shape[-1])), places)
         places = used.int().argmax(-1)
         return cls(weights[torch.arange(len(weights), device=weights.device), places], places)
+
+    def weights(self, output: Tensor, attention_mask: Tensor | None = None) -> Tensor:
+        """Return the weights, of the shape of the output."""
+        if self.shares.dim() == 2:
+            return super().weights(output, attention_mask)
+        if output.dim() != 3 or len(output) != len(self.shares) or output.shape[-1] != self.shares.shape[-1]:
+            raise ValueError(f"got weights of shape {tuple(self.shares.shape)} for logits of {tuple(output.shape)}")
+        places = self.position.to(output.device) % output.shape[1]
+        places = places[..., None].expand(-1, -1, output.shape[-1])
+        return torch.zeros_like(output).scatter(1, places, self.shares.to(output))
 
     def of_classes(self, logits: Tensor) -> Tensor:
         """Return the weights of the classes."""
@@ -82,6 +96,10 @@ class Fixed(Target):
 
     def score(self, output: Tensor) -> Tensor:
         """Return the explained value of each sample, ``Σ w z``, of shape ``(batch,)``."""
+        if self.shares.dim() == 3:
+            return (self.weights(output) * output).sum((1, 2))
+        if output.dim() == 1:
+            output = output[:, None]
         if output.dim() == 3:
             output = output[torch.arange(len(output), device=output.device), self.places(output, self.attention_mask)]
         return (self.of_classes(output) * output).sum(-1)
@@ -101,7 +119,9 @@ def run(model: torch.nn.Module, batch: Batch) -> Tensor:
 
 
 def fix(model: torch.nn.Module, batch: Batch, target: Target) -> Fixed:
-    """Return a target as it is for a batch, see :meth:`Fixed.of`."""
+    """Return a target as it is for a batch, see :meth:`Fixed.of`; one that has weights at positions stays as it is."""
+    if isinstance(target, Fixed) and target.position is not None:
+        return target
     with torch.no_grad():
         return Fixed.of(target, run(model, batch), target_mask(model, single_input(batch)[2]))
 
@@ -123,16 +143,18 @@ class Tokens:
 
     Parameters
     ----------
-    fill : "zero" or int, optional
-        What a removed token becomes: a zero embedding (default), or the token of this id, such as
-        ``tokenizer.pad_token_id`` or ``tokenizer.mask_token_id``. The attention mask stays as it is.
+    fill : {"zero", "mean", "mask"} or int, optional
+        What a removed token becomes: a zero embedding (default); the mean of all embeddings; nothing that another token
+        attends to, by the attention mask; or the token of this id, such as ``tokenizer.pad_token_id`` or
+        ``tokenizer.mask_token_id``. Only ``"mask"`` changes the attention mask; the last token, which has to attend to
+        something, is not removed then.
     keep : tuple of int, optional
         Ids that are never removed, such as those of the special tokens that a tokenizer adds.
 
     Raises
     ------
     ValueError
-        If the fill is neither.
+        If the fill is none of these.
     """
 
     fill: str | int = "zero"
@@ -140,8 +162,8 @@ class Tokens:
 
     def __post_init__(self) -> None:
         number = isinstance(self.fill, Integral) and not isinstance(self.fill, bool) and self.fill >= 0
-        if not number and self.fill != "zero":
-            raise ValueError(f"fill got {self.fill!r}, expected 'zero', or the id of a token")
+        if not number and self.fill not in ("zero", "mean", "mask"):
+            raise ValueError(f"fill got {self.fill!r}, expected 'zero', 'mean', 'mask', or the id of a token")
 
     def ids(self, batch: Batch) -> tuple[Tensor, dict[str, Any]]:
         """Return the token ids of a batch, and its other arguments."""
@@ -155,6 +177,10 @@ class Tokens:
         ids, rest = self.ids(batch)
         mask = rest.get("attention_mask")
         real = torch.ones_like(ids, dtype=torch.bool) if mask is None else mask != 0
+        if self.fill == "mask":
+            # the last one that is real
+            last = real.shape[1] - 1 - real.flip(1).int().argmax(1)
+            real = real & (torch.arange(real.shape[1], device=real.device) != last[:, None])
         return real & ~torch.isin(ids, torch.tensor(self.keep, dtype=ids.dtype, device=ids.device))
 
     def pool(self, relevance: Tensor) -> Tensor:
@@ -166,9 +192,16 @@ class Tokens:
     def apply(self, model: Any, batch: Batch, removed: Tensor) -> Batch:
         """Return a batch without the removed tokens, given a mask of shape ``(batch, positions)``."""
         ids, rest = self.ids(batch)
-        if self.fill != "zero":
+        if self.fill == "mask":
+            mask = rest.get("attention_mask")
+            mask = torch.ones_like(ids) if mask is None else mask
+            return {**rest, "input_ids": ids, "attention_mask": mask.masked_fill(removed, 0)}
+        if self.fill not in ("zero", "mean"):
             return {**rest, "input_ids": ids.masked_fill(removed, int(self.fill))}
-        return {**rest, "inputs_embeds": model.get_input_embeddings()(ids).masked_fill(removed[..., None], 0.0)}
+        table = model.get_input_embeddings()
+        values = table(ids)
+        filling = torch.zeros_like(values[0, 0]) if self.fill == "zero" else table.weight.mean(0).to(values)
+        return {**rest, "inputs_embeds": torch.where(removed[..., None], filling, values)}
 
 
 @dataclass(frozen=True)

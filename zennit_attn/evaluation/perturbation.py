@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -96,16 +97,42 @@ def perturbation_curve(
     """
     real = features.real(batch)
     ranks = ranking(features.pool(relevance), real, order, generator)
+    return curves(model, batch, target, ranks[None], real, features, steps, batch_size)[0]
+
+
+def curves(
+    model: torch.nn.Module,
+    batch: Batch,
+    target: Target,
+    ranks: Tensor,
+    real: Tensor,
+    features: Tokens | Patches,
+    steps: int | None = None,
+    batch_size: int = 128,
+) -> list[Curve]:
+    """Return a curve for each order in which features are removed; what several orders leave is computed once.
+
+    Parameters
+    ----------
+    model, batch, target, features, steps, batch_size
+        See :func:`perturbation_curve`.
+    ranks : torch.Tensor
+        See :func:`ranking`, of shape ``(orders, batch, features)``.
+    real : torch.Tensor
+        Which features there are, of shape ``(batch, features)``.
+    """
     sizes = real.sum(1)
     steps = int(sizes.max()) if steps is None else steps
     if steps < 1 or bool((sizes < 1).any()):
         raise ValueError(f"got {steps} steps and {sizes.tolist()} features to remove, expected at least 1 of each")
     # rounded to the nearest whole number, in whole numbers
     counts = (2 * torch.arange(steps + 1, device=sizes.device) * sizes[:, None] + steps) // (2 * steps)
-    rows = torch.arange(len(sizes), device=sizes.device).repeat_interleave(steps + 1)
-    removed = ranks[:, None] < counts[..., None]
-    values = values_without(model, batch, target, features, rows, removed.flatten(0, 1), batch_size)
-    return Curve(counts / sizes[:, None], values.unflatten(0, counts.shape))
+    removed = ranks[:, :, None] < counts[..., None]
+    rows = torch.arange(len(sizes), device=sizes.device)[:, None].expand(*removed.shape[:3])
+    each, places = torch.cat([rows[..., None], removed], -1).flatten(0, 2).unique(dim=0, return_inverse=True)
+    values = values_without(model, batch, target, features, each[:, 0], each[:, 1:].bool(), batch_size)
+    fractions = counts / sizes[:, None]
+    return [Curve(fractions, found) for found in values[places].unflatten(0, removed.shape[:3])]
 
 
 def ranking(relevance: Tensor, real: Tensor, order: str, generator: torch.Generator | None = None) -> Tensor:
@@ -187,61 +214,35 @@ def faithfulness(
     torch.Tensor
         ΔA of each sample, in units of the explained value, of shape ``(batch,)``.
     """
-    lerf, morf = (
-        perturbation_curve(model, batch, target, relevance, features, order, steps, batch_size).area
-        for order in ("lerf", "morf")
-    )
+    morf, lerf = areas(model, batch, target, [relevance], features, steps, batch_size)[0]
     return lerf - morf
 
 
-@dataclass(frozen=True)
-class Interval:
-    """A mean with its confidence interval."""
-
-    mean: float
-    low: float
-    high: float
-
-    def __str__(self) -> str:
-        return f"{self.mean:.3f} [{self.low:.3f}, {self.high:.3f}]"
-
-
-def bootstrap(
-    values: Tensor, confidence: float = 0.95, resamples: int = 2000, generator: torch.Generator | None = None
-) -> Interval:
-    """Return the mean over samples with a percentile bootstrap interval (Efron, 1979).
+def areas(
+    model: torch.nn.Module,
+    batch: Batch,
+    target: Target,
+    relevances: Sequence[Tensor],
+    features: Tokens | Patches,
+    steps: int | None = None,
+    batch_size: int = 128,
+) -> Tensor:
+    """Return the areas under the curves of most and of least relevant first, of several relevances.
 
     Parameters
     ----------
-    values : torch.Tensor
-        A score of each sample, of shape ``(samples,)``.
-    confidence : float, optional
-        Probability of the interval.
-    resamples : int, optional
-        How often samples are drawn, with replacement.
-    generator : torch.Generator, optional
-        Source of the draws; by default one that always starts at the same state, so that methods on the same samples
-        are drawn alike.
+    model, batch, target, features, steps, batch_size
+        See :func:`perturbation_curve`.
+    relevances : sequence of torch.Tensor
+        Each as there. What their curves have in common, such as their ends, is computed once.
 
     Returns
     -------
-    Interval
-        Mean, and the ends of the interval.
-
-    Raises
-    ------
-    ValueError
-        If there are no values, or one is not finite.
+    torch.Tensor
+        Shape ``(relevances, 2, batch)``, in units of the explained value.
     """
-    if values.dim() != 1 or not len(values) or not bool(values.isfinite().all()):
-        raise ValueError(f"got values of shape {tuple(values.shape)}, expected one finite score for each sample")
-    if not 0 < confidence < 1:
-        raise ValueError(f"confidence got {confidence!r}, expected a number between 0 and 1")
-    generator = torch.Generator().manual_seed(0) if generator is None else generator
-    values = values.double().cpu()
-    means = torch.stack(
-        [values[torch.randint(len(values), values.shape, generator=generator)].mean() for _ in range(resamples)]
-    )
-    tail = (1 - confidence) / 2
-    low, high = means.quantile(torch.tensor([tail, 1 - tail], dtype=means.dtype)).tolist()
-    return Interval(float(values.mean()), low, high)
+    real = features.real(batch)
+    pooled = [features.pool(relevance) for relevance in relevances]
+    ranks = torch.stack([ranking(values, real, order) for values in pooled for order in ("morf", "lerf")])
+    found = curves(model, batch, target, ranks, real, features, steps, batch_size)
+    return torch.stack([curve.area for curve in found]).unflatten(0, (-1, 2))

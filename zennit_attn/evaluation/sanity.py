@@ -105,7 +105,7 @@ def randomisation(
     batch: Batch,
     target: Target,
     method: Method,
-    names: Sequence[str] | None = None,
+    names: Sequence[str | Sequence[str]] | None = None,
     generator: torch.Generator | None = None,
 ) -> dict[str, Tensor]:
     """Shuffle the weights of a model layer by layer, from the output on, and compare relevance (Adebayo et al., 2018).
@@ -121,9 +121,10 @@ def randomisation(
         See :func:`perturbation_curve`.
     method : callable
         ``(model, batch, target) -> relevance``, one of :data:`zennit_attn.evaluation.baselines.METHODS`, for example.
-    names : sequence of str, optional
-        Names of modules, in the order in which they are shuffled, each with all of its parts. By default all modules
-        that have parameters of their own, the last one first.
+    names : sequence of str or of sequences of str, optional
+        Names of modules, in the order in which they are shuffled, each with all of its parts; several that are shuffled
+        together have the name of their last. By default all modules that have parameters of their own, the last one
+        first.
     generator : torch.Generator, optional
         Source of the permutations; by default one that always starts at the same state.
 
@@ -148,11 +149,13 @@ def randomisation(
         own = (name for name, module in modules.items() if next(module.parameters(recurse=False), None) is not None)
         names = list(own)[::-1]
     similarity = {}
-    for name in names:
-        if name not in modules:
-            raise ValueError(f"names got {name!r}, which is no module of the model; {nearest(name, modules)}")
-        for parameter in modules[name].parameters():
-            order = torch.randperm(parameter.numel(), generator=generator).to(parameter.device)
-            parameter.data = parameter.data.flatten()[order].view_as(parameter)
-        similarity[name] = rank_correlation(original, method(shuffled, batch, fixed), real)
+    for group in names:
+        together = [group] if isinstance(group, str) else list(group)
+        for name in together:
+            if name not in modules:
+                raise ValueError(f"names got {name!r}, which is no module of the model; {nearest(name, modules)}")
+            for parameter in modules[name].parameters():
+                order = torch.randperm(parameter.numel(), generator=generator).to(parameter.device)
+                parameter.data = parameter.data.flatten()[order].view_as(parameter)
+        similarity[together[-1]] = rank_correlation(original, method(shuffled, batch, fixed), real)
     return similarity

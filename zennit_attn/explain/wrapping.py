@@ -22,6 +22,11 @@ class Wrapped(torch.nn.Module):
         self._modules, self._parameters, self._buffers = model._modules, model._parameters, model._buffers
         self.config = getattr(model, "config", None)
 
+    def get_input_embeddings(self) -> torch.nn.Module:
+        """Return the table of the model's tokens."""
+        table: torch.nn.Module = self.model.get_input_embeddings()
+        return table
+
 
 class SpanModel(Wrapped):
     """A model that finds a span, as a function that returns the logits of its first and its last token."""
@@ -35,12 +40,12 @@ class SpanModel(Wrapped):
 class Similarity(Wrapped):
     """An encoder as a function of two texts: the cosine of their mean hidden states, over what is no padding."""
 
-    def encoded(self, ids: Tensor, mask: Tensor) -> Tensor:
+    def encoded(self, mask: Tensor, **tokens: Any) -> Tensor:
         """Return the mean of the hidden states of a text."""
-        hidden = self.model(input_ids=ids, attention_mask=mask).last_hidden_state
+        hidden = self.model(**tokens, attention_mask=mask).last_hidden_state
         return (hidden * mask[..., None]).sum(1) / mask.sum(-1, keepdim=True)
 
-    def forward(self, input_ids: Tensor, other_ids: Tensor, attention_mask: Tensor, other_mask: Tensor) -> Tensor:
-        """Return the similarity of each pair, shape ``(batch,)``."""
-        first, second = self.encoded(input_ids, attention_mask), self.encoded(other_ids, other_mask)
+    def forward(self, other_ids: Tensor, attention_mask: Tensor, other_mask: Tensor, **tokens: Any) -> Tensor:
+        """Return the similarity of each pair, shape ``(batch,)``, given ``input_ids`` or ``inputs_embeds``, too."""
+        first, second = self.encoded(attention_mask, **tokens), self.encoded(other_mask, input_ids=other_ids)
         return torch.nn.functional.cosine_similarity(first, second)

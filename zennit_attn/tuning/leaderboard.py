@@ -18,7 +18,7 @@ from ..composites.configuration import table, to_toml
 from ..composites.transformer import TransformerComposite
 from ..evaluation.baselines import lrp
 from ..evaluation.features import Patches, Tokens, select
-from ..evaluation.perturbation import Interval, bootstrap
+from ..evaluation.intervals import Interval, bootstrap
 from ..explain.reading import seen
 from ..inputs import single_input
 from .scatter import scatter

@@ -21,7 +21,7 @@ from ..composites.configuration import made_with
 from ..composites.transformer import TransformerComposite
 from ..data.journal import append, complete_lines
 from ..errors import InputError
-from ..evaluation.perturbation import bootstrap
+from ..evaluation.intervals import bootstrap
 from .leaderboard import WINNER, Result, Trial, written
 from .study import Study, read_study
 

@@ -1,0 +1,85 @@
+"""``zennit-attn evaluate``: how good explanations of a model are, on one's own data."""
+
+from __future__ import annotations
+
+import argparse
+import inspect
+import json
+from typing import Any
+
+from ..composites.configuration import made_with
+from ..data.buckets import BatchExplainer
+from ..data.parts import Precision, put
+from ..data.ranks import rank_of
+from ..data.run import Run
+from ..data.sources import source_of
+from ..errors import InputError
+from ..evidence import STUDIES, Study, open_scores
+from ..evidence.making import Measuring
+from ..evidence.pages import page_of
+from ..evidence.tables import markdown
+from .common import be_quiet
+from .many import device_of, filled
+from .parser import DONE
+
+#: Options of single studies, which the others do not have.
+OWN = ("answers", "steps", "length", "fills", "agreement", "ablations", "depths")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Measure methods on the rows of a data set, into a folder."""
+    be_quiet()
+    study = study_of(args)
+    args.out.mkdir(parents=True, exist_ok=True)
+    data = args.data
+    if data is None:
+        data = args.out / "rows.jsonl"
+        rows = study.rows(args.samples or 100)
+        put(data, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows).encode())
+    source = source_of(data)
+    count = min(len(source), args.samples or len(source))
+    place = Run(args.out, settings_of(args, study, source.digest()), count, args.rows_per_part)
+    rank = rank_of(args.shard)
+    explain = BatchExplainer(args.model, folder=source.folder, device=device_of(args.device, rank))
+    counts = filled(args, Measuring(place, source, explain, Precision(), study), rank)
+    scores = open_scores(args.out)
+    if not scores.values:
+        errors = list(dict.fromkeys(scores.errors.values()))
+        raise InputError(f"no row of {counts.total()} could be measured: {errors[:3]}")
+    table = markdown(scores, [name for name in study.scores if any(score == name for _, score in scores.values)])
+    put(args.out / "table.md", (table + "\n").encode())
+    put(args.out / "page.html", page_of(scores, study).encode())
+    if args.json:
+        print(json.dumps({"rows": scores.rows, "measured": scores.rows - len(scores.errors), "results": str(args.out)}))
+    else:
+        print(table)
+        print(f"{scores.rows - len(scores.errors)} of {scores.rows} rows measured; page: {args.out / 'page.html'}")
+    return DONE
+
+
+def study_of(args: argparse.Namespace) -> Study:
+    """Return the study of the options.
+
+    Raises
+    ------
+    InputError
+        If an option is not one of the study.
+    """
+    kind = STUDIES[args.study]
+    known = inspect.signature(kind).parameters
+    given = {name: getattr(args, name) for name in OWN if getattr(args, name) is not None}
+    for name in given:
+        if name not in known:
+            raise InputError(f"got --{name} for the study {args.study!r}, expected it with another study")
+    return kind(args.methods, args.score_dtype, args.batch_size, **given)
+
+
+def settings_of(args: argparse.Namespace, study: Study, digest: str) -> dict[str, Any]:
+    """Return what scores depend on."""
+    return {
+        "model": args.model,
+        "study": study.name,
+        **study.settings(),
+        "input": f"{args.data.name if args.data else 'rows.jsonl'} {digest}",
+        "versions": made_with(None),
+    }

@@ -1,0 +1,126 @@
+"""Tables: the means of a study's scores, their intervals, and what cannot be told from the best."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..data.arrow import arrow
+from ..data.parts import name_of
+from ..data.run import noted
+from ..errors import InputError
+from ..evaluation import Interval, bootstrap, paired
+from .study import title_of
+
+#: Format of ``run.json``, which a folder of explanations has, too.
+KIND = "scores"
+
+
+@dataclass
+class Scores:
+    """What a study found.
+
+    Attributes
+    ----------
+    settings : dict
+        What it depends on, as ``run.json`` has it.
+    values : dict
+        ``{(method, score): {row: value}}``.
+    errors : dict of int to str
+        Rows without scores, and why.
+    rows : int
+        How many rows were looked at.
+    """
+
+    settings: dict[str, Any]
+    values: dict[tuple[str, str], dict[int, float]] = field(default_factory=dict)
+    errors: dict[int, str] = field(default_factory=dict)
+    rows: int = 0
+
+    @property
+    def methods(self) -> list[str]:
+        """The methods, as they were named."""
+        return list(dict.fromkeys(method for method, _ in self.values))
+
+    def of(self, method: str, score: str, rows: Sequence[int] | None = None) -> torch.Tensor:
+        """Return the values of a method's score, of some rows or of all that have it."""
+        found = self.values.get((method, score), {})
+        return torch.tensor([found[row] for row in (sorted(found) if rows is None else rows)], dtype=torch.float64)
+
+    def interval(self, method: str, score: str) -> Interval | None:
+        """Return the mean of a score over rows, with its interval; None if the method does not have it."""
+        values = self.of(method, score)
+        values = values[values.isfinite()]
+        return bootstrap(values) if len(values) else None
+
+    def best(self, score: str) -> str:
+        """Return the method with the highest mean of a score."""
+        means = {method: self.interval(method, score) for method in self.methods}
+        return max((method for method in means if means[method]), key=lambda method: means[method].mean)  # type: ignore[union-attr]
+
+    def behind(self, method: str, score: str) -> Interval | None:
+        """Return how far a method is behind the best one, paired by rows; None if it does not have the score."""
+        best = self.values[self.best(score), score]
+        rows = sorted(best.keys() & self.values.get((method, score), {}).keys())
+        if not rows:
+            return None
+        return paired(self.of(method, score, rows), self.of(self.best(score), score, rows))
+
+
+def open_scores(folder: str | os.PathLike[str]) -> Scores:
+    """Open a folder that ``zennit-attn evaluate`` wrote, as far as it is there.
+
+    Raises
+    ------
+    InputError
+        If it is none.
+    """
+    folder = Path(folder)
+    settings = noted(folder / "run.json")
+    if "study" not in settings:
+        raise InputError(f"got {str(folder)!r}, expected a folder that zennit-attn evaluate wrote")
+    pa = arrow("a folder of scores")
+    found = Scores(settings)
+    for part in range(-(-settings["rows"] // settings["rows_per_part"])):
+        file = folder / f"{name_of(part)}.parquet"
+        if not file.exists():
+            continue
+        rows = set()
+        for line in pa.parquet.read_table(file).to_pylist():
+            rows.add(line["row"])
+            if line["error"] is not None:
+                found.errors[line["row"]] = line["error"]
+            else:
+                found.values.setdefault((line["method"], line["score"]), {})[line["row"]] = line["value"]
+        found.rows += len(rows)
+    return found
+
+
+def markdown(scores: Scores, columns: Sequence[str]) -> str:
+    """Return a table of means and intervals in Markdown.
+
+    The best of a column is bold; so is what cannot be told from it, by the paired bootstrap.
+    """
+    lines = ["| method | " + " | ".join(columns) + " | seconds |", "|---|" + "---|" * (len(columns) + 1)]
+    for method in scores.methods:
+        cells = [cell(scores, method, score) for score in columns]
+        seconds = scores.of(method, "seconds")
+        seconds = seconds[seconds.isfinite()]
+        cells.append(f"{seconds.median():.2f}" if len(seconds) else "–")
+        lines.append(f"| {title_of(method)} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def cell(scores: Scores, method: str, score: str) -> str:
+    """Return a mean and its interval, bold if it is the best or cannot be told from it."""
+    found, behind = scores.interval(method, score), scores.behind(method, score)
+    if found is None or behind is None or math.isnan(found.mean):
+        return "–"
+    mean = f"{found.mean:.2f}"
+    return f"{f'**{mean}**' if behind.high >= 0 else mean} [{found.low:.2f}, {found.high:.2f}]"
