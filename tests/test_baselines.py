@@ -131,8 +131,8 @@ def test_attention_weights_of_torchvision_are_its_own():
         handle.remove()
     score, found = baselines.attention_of(model, images, Fixed(torch.eye(10)[:2]))
     torch.testing.assert_close(score, logits.diagonal()[:2])
-    assert len(found) == len(expected) == 3
-    for one, other in zip(found, expected, strict=True):
+    assert len(found.weights) == len(expected) == 3
+    for one, other in zip(found.weights, expected, strict=True):
         torch.testing.assert_close(one, other)
 
 
@@ -179,6 +179,25 @@ def test_rollouts_by_numpy(make, row, attention):
     torch.testing.assert_close(found, numpy_rollout(attentions)[:, row])
     found = METHODS["gradient_attention_rollout"](model, batch, targets.MaxLogit())
     torch.testing.assert_close(found, numpy_rollout(attentions, slopes)[:, row], rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("attention", ["eager", "sdpa"])
+@pytest.mark.parametrize(("make", "row", "name"), [(models.gpt2, -1, "c_attn"), (models.bert, 0, "value")])
+def test_attention_times_value_norm_by_hand(make, row, name, attention):
+    model, eager, values = make(attention).eval(), make("eager").eval(), []
+    eager.load_state_dict(model.state_dict())
+    for place, module in eager.named_modules():
+        if place.rpartition(".")[2] == name:
+            module.register_forward_hook(lambda module, args, output: values.append(output))
+    output = eager(input_ids=IDS[:1], output_attentions=True)
+    expected = 0
+    for weights, value in zip(output.attentions, values, strict=True):
+        heads = weights.shape[1]
+        value = value.chunk(3, -1)[-1] if name == "c_attn" else value
+        norms = value[0].unflatten(-1, (heads, -1)).norm(dim=-1).T
+        expected = expected + (weights[0, :, row] * norms).mean(0) / len(values)
+    found = METHODS["attention_value_norm"](model, {"input_ids": IDS[:1]}, targets.MaxLogit())
+    torch.testing.assert_close(found[0], expected.detach(), rtol=1e-4, atol=1e-6)
 
 
 @pytest.mark.parametrize("make", [models.torchvision_vit, models.timm_vit, models.hf_vit])

@@ -23,6 +23,7 @@ from zennit_attn.evaluation import (
     exact_occlusion,
     faithfulness,
     occlusion_agreement,
+    paired,
     perturbation_curve,
     pointing_game,
     randomisation,
@@ -327,10 +328,10 @@ IMAGE, PIXELS = torch.ones(1, 1, 2, 2), torch.ones(1, 2, 2)
         (lambda: Patches(2, "noise"), "expected a finite number, 'mean' or 'blur'"),
         (lambda: Patches(2, True), "expected a finite number, 'mean' or 'blur'"),
         (lambda: Patches(2, float("nan")), "expected a finite number, 'mean' or 'blur'"),
-        (lambda: Tokens([1]), "expected 'zero', or the id of a token"),
+        (lambda: Tokens([1]), "expected 'zero', 'mean', 'mask', or the id of a token"),
         (lambda: Patches(4, "blur").filling(torch.rand(1, 1, 4, 8)), "less than a side of the image"),
         (lambda: Patches(0), "at least 1 pixel"),
-        (lambda: Tokens("mask"), "the id of a token"),
+        (lambda: Tokens("median"), "the id of a token"),
         (lambda: Patches(3).real(IMAGE), "divisor of both sides of 2 x 2"),
         (lambda: Tokens().real(IMAGE), "use Patches"),
         (lambda: Patches(1).real({"input_ids": IDS}), "use Tokens"),
@@ -349,7 +350,9 @@ IMAGE, PIXELS = torch.ones(1, 1, 2, 2), torch.ones(1, 2, 2)
         (lambda: relevance_mass_accuracy(PIXELS * float("inf"), PIXELS), "not finite"),
         (lambda: rank_correlation(PIXELS, IMAGE), "expected the same"),
         (lambda: randomisation(linear_model(), IMAGE, targets.Label(0), edges_of, ["head"]), "no module of the model"),
-        (lambda: Fixed.of(EveryPosition(), torch.ones(1, 2, 3)), "several positions"),
+        (lambda: Fixed.of(Unlike(), torch.ones(2, 2, 3)), "as many in each sample"),
+        (lambda: Fixed(torch.ones(1, 2, 3), torch.tensor([[0, 1]])).score(torch.ones(1, 2, 4)), "weights of shape"),
+        (lambda: paired(torch.ones(2), torch.ones(3)), "of one set"),
         (lambda: Fixed(torch.ones(1, 3)).score(torch.ones(1, 2)), "weights of shape"),
     ],
 )
@@ -367,9 +370,58 @@ def edges_of(model, batch, target):
     return batch.abs()
 
 
-class EveryPosition(targets.Target):
+class Unlike(targets.Target):
+    """One position of the first sample, two of the others."""
+
     def weights(self, output, attention_mask=None):
-        return torch.ones_like(output)
+        weights = torch.ones_like(output)
+        weights[0, 0] = 0
+        return weights
+
+
+def test_several_positions_of_a_sample_are_their_sum():
+    logits, answer = torch.randn(2, 5, 7), targets.Answer([3, 1, 4])
+    fixed = Fixed.of(answer, logits)
+    torch.testing.assert_close(fixed.position, torch.tensor([[2, 3, 4]] * 2))
+    expected = logits[:, 2, 3] + logits[:, 3, 1] + logits[:, 4, 4]
+    torch.testing.assert_close(fixed.score(logits), expected)
+    # from the end, as where only the last logits are computed
+    last = Fixed(fixed.shares, fixed.position - 5)
+    torch.testing.assert_close(last.score(logits[:, 2:]), expected)
+    torch.testing.assert_close(last.weights(logits[:, 2:]), answer.weights(logits)[:, 2:])
+
+
+def test_a_removed_token_is_no_key_of_any_other():
+    # a decoder and an encoder: without a token in the mask is without it in the text, where positions are given
+    model = models.llama().eval()
+    batch = {"input_ids": torch.tensor([[3, 1, 4, 1, 5]]), "attention_mask": torch.ones(1, 5, dtype=torch.long)}
+    features = Tokens("mask")
+    # the last one has to see something
+    assert features.real(batch).tolist() == [[True] * 4 + [False]]
+    removed = torch.tensor([[False, True, False, True, False]])
+    found = model(**features.apply(model, batch, removed)).logits[:, -1]
+    kept = torch.tensor([[0, 2, 4]])
+    expected = model(input_ids=batch["input_ids"][:, kept[0]], position_ids=kept).logits[:, -1]
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+    filled = Tokens("mean").apply(model, batch, removed)["inputs_embeds"]
+    torch.testing.assert_close(filled[0, 1], model.get_input_embeddings().weight.mean(0))
+
+
+def test_a_paired_difference_is_told_where_the_means_are_not():
+    values = torch.randn(50, generator=torch.Generator().manual_seed(0)).double() * 10
+    found = paired(values + 1, values)
+    assert (found.low, found.mean, found.high) == pytest.approx((1, 1, 1))
+    assert bootstrap(values).high > bootstrap(values + 1).low
+
+
+def test_areas_of_several_relevances_are_those_of_each():
+    model, images = linear_model(), torch.rand(3, 1, 2, 2)
+    relevances = [torch.rand(3, 2, 2), torch.rand(3, 2, 2)]
+    found = evaluation.perturbation.areas(model, images, targets.Label(0), relevances, Patches(1))
+    for relevance, (morf, lerf) in zip(relevances, found, strict=True):
+        for order, expected in (("morf", morf), ("lerf", lerf)):
+            curve = perturbation_curve(model, images, targets.Label(0), relevance, Patches(1), order)
+            torch.testing.assert_close(curve.area, expected)
 
 
 def test_a_function_is_no_target():
@@ -387,7 +439,7 @@ def test_the_tables_of_the_examples(tmp_path):
     rows = [line.split("|")[1:-1] for line in page.read_text(encoding="utf-8").splitlines() if line.startswith("|")]
     assert {len(row) for row in rows} == {11}
     cells = {row[0].strip(): row[1:] for row in rows}
-    assert len(cells) == 16
+    assert len(cells) == 19
     # what needs images has dashes
     assert {cell.strip() for cell in cells["Grad-CAM"]} == {"–"}
     assert cells["AttnLRP"][2].strip().removeprefix("**").startswith("1.00")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import inspect
 import json
+import sys
 from typing import Any
 
 from ..composites.configuration import made_with
@@ -46,9 +47,14 @@ def run(args: argparse.Namespace) -> int:
     if not scores.values:
         errors = list(dict.fromkeys(scores.errors.values()))
         raise InputError(f"no row of {counts.total()} could be measured: {errors[:3]}")
-    table = markdown(scores, [name for name in study.scores if any(score == name for _, score in scores.values)])
+    there = {score for _, score in scores.values}
+    shown = {name: meaning for name, meaning in study.scores.items() if name in there}
+    table = markdown(scores, list(shown))
+    for name in study.methods:
+        if name not in scores.methods:
+            print(f"{name} has no score: {study.refused.get(name, 'it does not apply')}", file=sys.stderr)
     put(args.out / "table.md", (table + "\n").encode())
-    put(args.out / "page.html", page_of(scores, study).encode())
+    put(args.out / "page.html", page_of(scores, shown).encode())
     if args.json:
         print(json.dumps({"rows": scores.rows, "measured": scores.rows - len(scores.errors), "results": str(args.out)}))
     else:

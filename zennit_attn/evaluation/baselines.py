@@ -39,6 +39,7 @@ from .perturbation import values_without
 from .sanity import Method
 
 SOFTMAX = (F.softmax, torch.softmax, Tensor.softmax)
+PRODUCTS = (torch.matmul, Tensor.matmul, Tensor.__matmul__)
 
 
 def as_function(model: torch.nn.Module, batch: Batch) -> tuple[torch.nn.Module, Tensor]:
@@ -182,6 +183,9 @@ def occlusion(patch: int | None = None) -> Method:
         # all of a token's embedding, all channels of a patch
         window, axis = ((1, x.shape[2]), 2) if tokens else ((x.shape[1], size, size), 1)
         with torch.no_grad():
+            if function(x).dim() == 1:
+                # zennit takes the sum over samples where there are no classes
+                function = torch.nn.Sequential(function, torch.nn.Unflatten(0, (-1, 1)))
             output, left = Occlusion(function, None, fixed, remove, window, window)(x)
         whole = fixed.score(output).reshape(-1, *[1] * (x.dim() - 1))
         return per_token((whole - left).select(axis, 0), batch)
@@ -344,13 +348,15 @@ class AttentionWeights(TorchFunctionMode):
         Each of shape ``(batch, heads, queries, keys)``: results of softmax of this shape, and the weights of
         :func:`torch.nn.functional.scaled_dot_product_attention`, which is computed step by step.
     values : list of torch.Tensor
-        What the latter weigh, of shape ``(batch, heads, keys, width)``.
+        What they weigh, of shape ``(batch, heads, keys, width)``.
     """
 
     def __init__(self) -> None:
         super().__init__()
         self.weights: list[Tensor] = []
         self.values: list[Tensor] = []
+        #: The last weights, as what comes next takes them.
+        self.last: Tensor | None = None
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func is F.scaled_dot_product_attention:
@@ -358,6 +364,11 @@ class AttentionWeights(TorchFunctionMode):
         output = func(*args, **(kwargs or {}))
         if func in SOFTMAX and output.dim() == 4:
             self.weights.append(output)
+            self.last = output
+        elif func is F.dropout and args[0] is self.last:
+            self.last = output
+        elif func in PRODUCTS and args[0] is self.last:
+            self.values.append(args[1])
         return output
 
     def attend(
@@ -473,8 +484,8 @@ def attention_value_norm(position: int | None = None) -> Method:
         attention = attention_of(model, batch, fixed)[1]
         if len(attention.values) != len(attention.weights):
             raise ValueError(
-                f"attention x value norm got {type(model).__name__}, whose attention is written out; expected "
-                "scaled_dot_product_attention: load the model with attn_implementation='sdpa'"
+                f"attention x value norm got {len(attention.values)} products of {len(attention.weights)} attentions with "
+                f"values in {type(model).__name__}, expected one for each: load it with attn_implementation='sdpa'"
             )
         norms = [value.norm(dim=-1)[:, :, None] for value in attention.values]
         flow = sum((a * norm).mean(1) for a, norm in zip(attention.weights, norms, strict=True)).detach()

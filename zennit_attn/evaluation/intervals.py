@@ -53,9 +53,7 @@ def bootstrap(
         raise ValueError(f"confidence got {confidence!r}, expected a number between 0 and 1")
     generator = torch.Generator().manual_seed(0) if generator is None else generator
     values = values.double().cpu()
-    means = torch.stack(
-        [values[torch.randint(len(values), values.shape, generator=generator)].mean() for _ in range(resamples)]
-    )
+    means = values[torch.randint(len(values), (resamples, len(values)), generator=generator)].mean(1)
     tail = (1 - confidence) / 2
     low, high = means.quantile(torch.tensor([tail, 1 - tail], dtype=means.dtype)).tolist()
     return Interval(float(values.mean()), low, high)

@@ -162,7 +162,7 @@ class Contexts(Study):
         drawn, whole, left = np.split(values, [self.ablations, self.ablations + 1])
         found: Found = {}
         falls = dict(zip(shares, left.reshape(-1, len(TAKEN)), strict=True))
-        for name in self.methods:
+        for name in (name for name in self.methods if name in falls):
             one, three = falls[name]
             predicted = torch.from_numpy(kept @ shares[name])[None]
             found[name] = {

@@ -1,10 +1,91 @@
-"""Pages: a study's table with a picture of its intervals, as one file."""
+"""Pages: what a study found, as one file: a picture of each score with its intervals, and the table."""
+
 from __future__ import annotations
 
-from .study import Study
-from .tables import Scores, markdown
+import io
+from collections.abc import Sequence
+
+from matplotlib.figure import Figure
+
+from ..data.index import STYLE, written
+from .tables import Scores, cell, title_of
+
+#: What the head of a page says, of what scores depend on.
+FACTS = ("model", "study", "input", "dtype")
+TABLE = """
+table { border-collapse: collapse; font-variant-numeric: tabular-nums; } th, td { text-align: left; padding: .2rem .8rem; }
+tr { border-bottom: 1px solid color-mix(in srgb, currentColor 15%, transparent); } thead { opacity: .7; }
+section svg { height: auto; background: #fff; border-radius: 4px; }
+"""
 
 
-def page_of(scores: Scores, study: Study) -> str:
-    """Return a page."""
-    return markdown(scores, list(study.scores))
+def page_of(scores: Scores, meanings: dict[str, str]) -> str:
+    """Return a page: self-contained HTML.
+
+    Parameters
+    ----------
+    scores : Scores
+        What was found.
+    meanings : dict of str to str
+        The scores that are shown, and what each means.
+    """
+    facts = {name: scores.settings.get(name) for name in FACTS}
+    facts["rows"] = f"{scores.rows}, {len(scores.errors)} without scores"
+    head = "".join(
+        f"<dt>{written(name)}</dt><dd>{written(value)}</dd>" for name, value in facts.items() if value is not None
+    )
+    title = f"{facts['study']}: {facts['model']}"
+    names = list(meanings)
+    said = "".join(f"<dt>{written(name)}</dt><dd>{written(meaning)}</dd>" for name, meaning in meanings.items())
+    return (
+        f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{written(title)}</title>'
+        f'<meta name="viewport" content="width=device-width, initial-scale=1"><style>{STYLE}{TABLE}</style>'
+        f"<h1>{written(title)}</h1><dl>{head}</dl><section><h2>Means, with 95 % intervals</h2>{drawn(scores, names)}"
+        f"</section><section><h2>As numbers</h2>{table(scores, names)}<p>Bold: the best of a column, and what cannot be "
+        f"told from it by the paired bootstrap over rows.</p></section><section><h2>The scores</h2><dl>{said}</dl>"
+        "</section></html>\n"
+    )
+
+
+def table(scores: Scores, names: Sequence[str]) -> str:
+    """Return the table as HTML."""
+    head = "".join(f"<th>{written(name)}</th>" for name in names)
+    lines = []
+    for method in scores.methods:
+        cells = []
+        for name in names:
+            text = cell(scores, method, name)
+            bold = text.startswith("**")
+            text = written(text.replace("**", ""))
+            cells.append(f"<td>{f'<b>{text}</b>' if bold else text}</td>")
+        lines.append(f"<tr><th>{written(title_of(method))}</th>{''.join(cells)}</tr>")
+    return f"<table><thead><tr><th>method</th>{head}</tr></thead>{''.join(lines)}</table>"
+
+
+def drawn(scores: Scores, names: Sequence[str]) -> str:
+    """Return a picture of means and intervals as SVG, a panel for each score."""
+    methods = scores.methods[::-1]
+    columns = min(4, len(names))
+    rows = -(-len(names) // columns)
+    figure = Figure(figsize=(3 + 2.1 * columns, rows * (0.7 + 0.21 * len(methods))), layout="constrained")
+    axes = figure.subplots(rows, columns, squeeze=False, sharey=True)
+    for name, ax in zip(names, axes.flat, strict=False):
+        best = scores.best(name)
+        for place, method in enumerate(methods):
+            found = scores.interval(method, name)
+            if found is None:
+                continue
+            color = "#b3261e" if method == best else "#30424f"
+            ax.plot([found.low, found.high], [place, place], color=color, linewidth=1.6)
+            ax.plot([found.mean], [place], "o", color=color, markersize=4)
+        ax.set_title(name, fontsize=9)
+        ax.set_yticks(range(len(methods)), [title_of(method) for method in methods], fontsize=8)
+        ax.tick_params(axis="x", labelsize=8)
+        ax.grid(axis="x", linewidth=0.4)
+        ax.spines[["top", "right", "left"]].set_visible(False)
+    for ax in list(axes.flat)[len(names) :]:
+        ax.set_visible(False)
+    file = io.StringIO()
+    figure.savefig(file, format="svg", metadata={"Date": None, "Creator": None})
+    text = file.getvalue()
+    return text[text.index("<svg") :]

@@ -104,13 +104,13 @@ class Perturbed(Study):
         given = moved(batch, scoring, explainer.device)
         for fill, kind in features.items():
             both = areas(scoring, given, target, relevances, kind, self.steps, self.batch_size)[:, :, 0]
-            for name, (morf, lerf) in zip(self.methods, both.tolist(), strict=True):
+            for name, (morf, lerf) in zip(found, both.tolist(), strict=True):
                 found[name] |= {f"ΔA ({fill})": lerf - morf, f"MoRF ({fill})": morf, f"LeRF ({fill})": lerf}
         if self.agreement:
             last = list(features.values())[-1]
             real = last.real(given)
             falls = exact_occlusion(scoring, given, target, last, self.batch_size)
-            for name, relevance in zip(self.methods, relevances, strict=True):
+            for name, relevance in zip(found, relevances, strict=True):
                 found[name]["removal"] = float(rank_correlation(last.pool(relevance), falls.to(relevance), real))
         return found
 

@@ -58,6 +58,8 @@ class Study(ABC):
     def __init__(self, methods: Sequence[str] | None = None, dtype: str | None = None, batch_size: int = 16) -> None:
         self.methods = list(methods or self.default)
         self.dtype, self.batch_size = dtype, batch_size
+        #: Methods that did not apply to a row, and why.
+        self.refused: dict[str, str] = {}
         for name in self.methods:
             self.method(name)
 
@@ -82,12 +84,12 @@ class Study(ABC):
     def relevances(
         self, methods: Sequence[str], model: torch.nn.Module, batch: Batch, target: Fixed
     ) -> dict[str, tuple[Tensor, float]]:
-        """Return the relevance of methods, of the shape that they return, and the seconds that each took.
+        """Return the relevance of methods that apply to a model, and the seconds that each took.
 
         Raises
         ------
         InputError
-            If one does not apply to the model.
+            If none does.
         """
         known: dict[str, tuple[Tensor, float]] = {}
         found = {}
@@ -98,13 +100,16 @@ class Study(ABC):
                 try:
                     relevance = self.method(plain)(model, batch, target).detach()
                 except ValueError as error:
-                    raise InputError(f"{plain}: {error}") from error
+                    self.refused[plain] = str(error)
+                    continue
                 known[plain] = relevance, time.perf_counter() - start
             relevance, seconds = known[plain]
             if name != plain:
                 relevance = relevance.clone()
                 relevance[:, 0] = 0
             found[name] = relevance, seconds
+        if not found:
+            raise InputError(f"no method applies: {self.refused}")
         return found
 
     def settings(self) -> dict[str, Any]:

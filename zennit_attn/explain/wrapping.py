@@ -20,7 +20,7 @@ class Wrapped(torch.nn.Module):
         super().__init__()
         object.__setattr__(self, "model", model)
         self._modules, self._parameters, self._buffers = model._modules, model._parameters, model._buffers
-        self.config = getattr(model, "config", None)
+        self.config, self.training = getattr(model, "config", None), model.training
 
     def get_input_embeddings(self) -> torch.nn.Module:
         """Return the table of the model's tokens."""
