@@ -24,7 +24,7 @@ from .operands import Form, operands
 from .operators import PLAIN, find, numbered, table_of
 from .policy import Policy
 from .reports import report, report_cut
-from .state import State, holders, holds_state, state
+from .state import State, chosen_of, holders, holds_state, state
 
 
 class _Nothing(dict[Any, Any]):
@@ -142,7 +142,7 @@ def run_inside(
             mode = state.mode = kind(policy, form, strict, module)
             with mode:
                 output = forward(*args, **kwargs)
-            settle(mode.pending, state.choose(output) if state.choose else output)
+            settle(mode.pending, chosen_of(output), state.choose is not None)
             return output
         finally:
             state.mode = None

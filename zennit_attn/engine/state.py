@@ -80,6 +80,11 @@ def explaining(choose: Callable[[Any], Any]) -> Iterator[None]:
         state.choose = before
 
 
+def chosen_of(output: Any) -> Any:
+    """Return what is explained of what a model returned, all of it where nothing tells."""
+    return output if state.choose is None else state.choose(output)
+
+
 def applied(rule: Hook) -> None:
     """Note that a rule is applied."""
     if state.fired is not None:
