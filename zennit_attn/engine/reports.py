@@ -117,6 +117,21 @@ def report_node(node: Any) -> None:
     )
 
 
+def report_unseen(title: str) -> None:
+    """Refuse a function that a compiler traced without showing it to the rules.
+
+    Raises
+    ------
+    UnknownOperationError
+        Always.
+    """
+    raise UnknownOperationError(
+        f"got {title}, which torch.compile does not show to the rules, so that it would pass back the plain "
+        "gradient; expected a function that it shows, such as a method (x.abs() for abs(x), x.relu_() for "
+        "torch.relu_(x)): change the line, or explain the model without compiling it."
+    )
+
+
 def report_leaf(title: str, node: Any) -> None:
     """Report a tensor that requires grad, and is neither the input nor a parameter that the context froze.
 
@@ -255,6 +270,8 @@ def report_here(function: Any, message: str, error: type[Exception], warning: ty
         mode.pending.append((nodes, now))
 
 
+# a compiler takes the name as a constant, instead of tracing how it is found
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
 def title_of(function: Any) -> str:
     """Return the name of a function, that by which it can be registered where it has one."""
     if isinstance(function, str):

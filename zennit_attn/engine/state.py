@@ -11,9 +11,11 @@ from contextlib import contextmanager
 from types import CodeType
 from typing import Any, TypeVar
 
+import torch
 from zennit.core import Hook
 
 from .policy import Policy
+from .trace import account, mark_start
 
 
 class State(threading.local):
@@ -101,12 +103,15 @@ def shield() -> Iterator[None]:
     """Intercept nothing: the module inside has a rule of its own."""
     mode, before = state.mode, state.shielded
     table = None if mode is None else mode.table
+    start = mark_start() if torch.compiler.is_compiling() else 0
     try:
         state.shielded = True
         if mode is not None:
             mode.table = mode.nothing
         yield
     finally:
+        if torch.compiler.is_compiling():
+            account(start)
         state.shielded = before
         if mode is not None:
             mode.table = table
