@@ -198,6 +198,75 @@ def test_a_trace_refuses_what_it_cannot_tell(function, composite):
         signals(Written(function), composite(), "gradient")
 
 
+class Square(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x):
+        ctx.save_for_backward(x)
+        return x * x
+
+    @staticmethod
+    def backward(ctx, gradient):
+        return 2 * ctx.saved_tensors[0] * gradient
+
+
+def with_functions_disabled(x):
+    with torch._C.DisableTorchFunction():
+        return x * x
+
+
+#: What a trace does not show to the rules, with the name in the error.
+UNSEEN = {
+    "abs": lambda x: abs(x),
+    "relu_": lambda x: torch.relu_(x.clone()),
+    "leaky_relu_": lambda x: torch.nn.functional.leaky_relu_(x.clone()),
+    "selu_": lambda x: torch.selu_(x.clone()),
+    "exp_": lambda x: torch.exp_(x.clone()),
+    "autograd function": Square.apply,
+    "mul": with_functions_disabled,
+}
+
+
+class Followed(torch.nn.Module):
+    """A function between two layers, the second of which may have a rule of its own."""
+
+    def __init__(self, function):
+        super().__init__()
+        self.first, self.last, self.function = torch.nn.Linear(4, 4), torch.nn.Linear(4, 4), function
+
+    def forward(self, x):
+        return self.last(self.function(self.first(x)))
+
+
+@pytest.mark.parametrize("form", ["gradient", "relevance"])
+@pytest.mark.parametrize("name", UNSEEN)
+def test_what_a_trace_does_not_show_is_refused_by_its_line(name, form):
+    with pytest.raises(RuntimeError, match=rf"UnknownOperationError: got [\s\S]*{name}[\s\S]*in the line"):
+        signals(Followed(UNSEEN[name]), AttnLRPComposite(), form)
+
+
+@pytest.mark.parametrize("name", [None, "last"])
+def test_what_a_trace_does_not_show_is_refused_without_a_full_graph_and_beside_rules_of_layers(name):
+    rules = [] if name is None else [(name, Gamma(0.1))]
+    torch.compiler.reset()
+    model, x = Followed(lambda x: abs(x)), torch.randn(2, 4, requires_grad=True)
+    with (
+        input_x_gradient(CPLRPComposite(name_map=rules)).context(model),
+        pytest.raises(RuntimeError, match="got abs in the line"),
+    ):
+        torch.compile(model, backend="aot_eager")(x)
+
+
+def test_what_is_plain_or_takes_no_relevance_may_be_hidden_from_a_trace():
+    def function(x):
+        mask = abs(x.detach()) > 0.1
+        return torch.dropout_(x.clone(), 0.0, False) * mask
+
+    torch.testing.assert_close(*signals(Followed(function), AttnLRPComposite(), "gradient"))
+    # inside of a module with a rule of its own there is none to see anything
+    model = torch.nn.Sequential(torch.nn.Linear(4, 4), Followed(lambda x: abs(x)))
+    torch.testing.assert_close(*signals(model, AttnLRPComposite(name_map=[("1", Identity())]), "gradient"))
+
+
 def test_the_first_thing_that_a_thread_does_may_be_to_compile():
     # the thread's state has all of its entries from the start, or the compiler's guards see the first write add one
     with ThreadPoolExecutor(1) as pool:

@@ -15,7 +15,7 @@ from transformers.utils import ModelOutput
 from zennit.attribution import Gradient
 
 from zennit_attn import AttnLRPComposite, CPLRPComposite, InputXGradient, input_x_gradient, targets
-from zennit_attn.errors import CutOffError, UnknownOperationError, UnknownOperationWarning
+from zennit_attn.errors import CutOffError, NotFiniteError, UnknownOperationError, UnknownOperationWarning
 
 from .forms import FORMS, PRESETS, attributor_of, in_form, relevance_of
 
@@ -263,14 +263,139 @@ def test_the_loss_of_a_time_series_model_is_not_refused():
     assert float(got[True].abs().max()) > 0
 
 
-@pytest.mark.xfail(strict=True, reason="without an attributor every output counts as explained, in the forward itself")
+# without an attributor nobody says what is explained, but the backward pass begins with it
+
+
+def in_context(model, x, form, begin, strict=True):
+    """Return the signal of x in a plain context, for a sum that a function makes of what the model returns."""
+    x = x.clone().requires_grad_()
+    with in_form(CPLRPComposite(strict=strict), form).context(model):
+        output = model(x)
+        begin(output).backward()
+    return x.grad
+
+
+class Holder:
+    """An object that nothing knows how to look into."""
+
+    def __init__(self, beside, logits):
+        self.parts = {"loss": beside, "logits": logits}
+
+    def __getitem__(self, key):
+        return self.parts[key]
+
+
+SEVERAL = {
+    "dict": lambda logits, beside: {"loss": beside, "logits": logits},
+    "model output": lambda logits, beside: Result(loss=beside, logits=logits),
+    "object": lambda logits, beside: Holder(beside, logits),
+}
+
+
 @pytest.mark.parametrize("form", FORMS)
-def test_a_loss_beside_logits_in_a_context_is_not_refused(form):
-    """Without an attributor, too: what is explained is what the backward pass begins with."""
-    model, x = Returns(lambda logits, beside: {"loss": beside, "logits": logits}), torch.rand(2, 6, requires_grad=True)
+@pytest.mark.parametrize("name", SEVERAL)
+def test_a_loss_beside_logits_in_a_context_is_not_refused(name, form):
+    x, alone = torch.rand(2, 6), Returns(lambda logits, beside: {"logits": logits})
+    expected = in_context(alone, x, form, lambda output: output["logits"][:, 1].sum())
+    for strict in (True, False):  # a warning would be an error
+        got = in_context(Returns(SEVERAL[name]), x, form, lambda output: output["logits"][:, 1].sum(), strict)
+        torch.testing.assert_close(got, expected)
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("name", SEVERAL)
+@pytest.mark.parametrize(
+    "begin",
+    [
+        lambda output: output["loss"].sum(),
+        lambda output: output["logits"][:, 1].sum() + output["loss"].sum(),
+        # written over after the forward
+        lambda output: output["logits"].sum(1).add_(output["loss"].sum()).sum(),
+    ],
+    ids=["loss", "both", "written"],
+)
+def test_what_a_backward_pass_gets_to_is_refused_before_it_gets_to_the_input(begin, name, form):
+    model, x = Returns(SEVERAL[name]), torch.rand(2, 6).requires_grad_()
     with in_form(CPLRPComposite(strict=True), form).context(model):
-        model(x)["logits"][:, 1].sum().backward()
-    assert float(x.grad.abs().max()) > 0
+        for _ in range(2):
+            output = model(x)
+            with pytest.raises(UnknownOperationError, match=r"erfinv|Square"):
+                begin(output).backward()
+            assert x.grad is None
+            with pytest.raises(UnknownOperationError, match=r"erfinv|Square"):
+                torch.autograd.grad(begin(model(x)), x)
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_a_loss_that_a_later_backward_pass_explains_is_warned_of_once(form):
+    model, x = Returns(SEVERAL["dict"]), torch.rand(2, 6)
+    for _ in range(3):
+        in_context(model, x, form, lambda output: output["logits"].sum(), strict=False)
+    with pytest.warns(UnknownOperationWarning) as caught:
+        in_context(model, x, form, lambda output: output["loss"], strict=False)
+    assert sorted(str(warning.message).split(" ")[5] for warning in caught) == [
+        "Square,",
+        "_VariableFunctionsClass.erfinv,",
+    ]
+    for begin in (lambda output: output["loss"], lambda output: output["logits"].sum()):
+        in_context(model, x, form, begin, strict=False)
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("name", sorted(BRANCHES.keys() - {"checkpoint", "reentrant"}))
+def test_of_two_heads_the_one_that_is_explained_is_looked_at(name, form):
+    class Heads(nn.Module):
+        def __init__(self, branch):
+            super().__init__()
+            torch.manual_seed(0)
+            self.a, self.known, self.unknown, self.branch = nn.Linear(6, 8), nn.Linear(8, 3), nn.Linear(8, 3), [branch]
+
+        def forward(self, x):
+            h = self.a(x)
+            return self.known(h.relu()), self.unknown(self.branch[0](h))
+
+    branch, title = BRANCHES[name]
+    model, x = Heads(branch), torch.rand(2, 6) * 0.1
+    for _ in range(2):
+        assert float(in_context(model, x, form, lambda output: output[0].sum()).abs().max()) > 0
+        with pytest.raises((UnknownOperationError, CutOffError), match=title):
+            in_context(model, x, form, lambda output: output[1].sum())
+    # what both depend on is refused in the forward
+    model.a = nn.Sequential(model.a, nn.Module())
+    model.a[1].forward = branch
+    with (
+        in_form(CPLRPComposite(strict=True), form).context(model),
+        pytest.raises((UnknownOperationError, CutOffError), match=title),
+    ):
+        model(x.requires_grad_())
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("preset", PRESETS)
+@pytest.mark.parametrize("make", [models.llama, models.bert, models.gpt2, models.t5])
+def test_labels_change_nothing_that_is_explained(make, preset, form):
+    model, x, got = make().eval(), torch.randn(1, 5, models.WIDTH), {}
+    for labels in (None, torch.tensor([[3, 1, 4, 1, 5]]), torch.full((1, 5), -100)):
+        rest = {"decoder_input_ids": torch.tensor([[0, 1, 2, 3, 4]])} if make is models.t5 else {}
+        if make is models.bert and labels is not None:
+            labels = labels[:, 0]
+        leaf = x.clone().requires_grad_()
+        with in_form(PRESETS[preset](strict=True), form).context(model):
+            output = model(inputs_embeds=leaf, labels=labels, **rest)
+            output.logits[..., 1].sum().backward()
+        got[len(got)] = leaf.grad
+    torch.testing.assert_close(got[1], got[0])
+    torch.testing.assert_close(got[2], got[0])
+
+
+def test_a_loss_that_is_not_finite_is_refused_where_it_is_explained():
+    model, x = models.bert().eval(), torch.randn(1, 5, models.WIDTH, requires_grad=True)
+    with input_x_gradient(CPLRPComposite(strict=True)).context(model):
+        loss = model(inputs_embeds=x, labels=torch.tensor([-100])).loss
+        assert bool(loss.isnan())
+        with pytest.raises((NotFiniteError, UnknownOperationError)):
+            loss.backward()
+    assert x.grad is None
 
 
 # no false alarms: strict rules, and warnings are errors

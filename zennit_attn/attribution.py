@@ -400,7 +400,7 @@ class InputXGradient(Attributor, Generic[Result]):
         if not all(bool(part.isfinite().all()) for parts in found.inputs.values() for part in parts):
             # once more, with a look at every module
             with watch(self.model) as check_output:
-                check_output(self.propagate(given, rest, attr_output_fn).output)
+                check_output(explained(self.propagate(given, rest, attr_output_fn).output, self.output_key))
             raise NotFiniteError(
                 "got relevance that is not finite, with finite signals at every module; expected a model that embeds "
                 "its input in a module, and inputs that are finite."

@@ -30,7 +30,7 @@ def watch(model: torch.nn.Module) -> Iterator[Callable[[Any], None]]:
     Yields
     ------
     callable
-        Checks the model's output: no sample of it may be without a finite value.
+        Checks what is explained of the model's output: no sample of it may be without a finite value.
 
     Raises
     ------
@@ -63,11 +63,19 @@ def watch(model: torch.nn.Module) -> Iterator[Callable[[Any], None]]:
         module: f"{name or 'the model itself'!r} ({type(module).__name__})" for name, module in model.named_modules()
     }
 
+    def refuse(signal: Any) -> None:
+        if signal is not None:
+            raise NotFiniteError(in_forward(overflow or ["the model itself"]))
+
     def check_output(output: Any) -> None:
-        for value in floating(output):
-            samples = unusable(value).flatten(1) if value.dim() > 1 else unusable(value).reshape(1, -1)
-            if samples.numel() and bool(samples.all(-1).any()):
-                raise NotFiniteError(in_forward(overflow or ["the model itself"]))
+        values = floating(output)
+        values = differentiable(values) or values
+        lost = list(filter(has_lost, values))
+        if lost and len(lost) == len(values):
+            refuse(lost)
+        for value in differentiable(lost):
+            # such as a loss of no label, beside logits that are explained
+            value.register_hook(refuse)
 
     with Kept() as kept:
         for module in names:
@@ -82,6 +90,12 @@ def watch(model: torch.nn.Module) -> Iterator[Callable[[Any], None]]:
 def floating(values: Any) -> list[Tensor]:
     """Return the floating-point tensors in nested values."""
     return [value for value in tree_leaves(values) if isinstance(value, Tensor) and value.is_floating_point()]
+
+
+def has_lost(value: Tensor) -> bool:
+    """Tell whether an output has a sample without any finite value."""
+    samples = unusable(value).flatten(1) if value.dim() > 1 else unusable(value).reshape(1, -1)
+    return samples.numel() > 0 and bool(samples.all(-1).any())
 
 
 def unusable(value: Tensor) -> Tensor:

@@ -7,6 +7,8 @@ what the graph ends in beside the input (a parameter that is in no list of the m
 from __future__ import annotations
 
 import bisect
+import functools
+import operator
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
@@ -67,22 +69,82 @@ def name_of_node(node: Any) -> str:
     return re.sub(r"Backwards?\d*$", "", node.name().rpartition("::")[2])
 
 
-def settle(pending: list[Any], output: Any) -> None:
-    """Report what was noted in a forward, where an output depends on it.
+def outputs_of(values: Any) -> list[Tensor]:
+    """Return the tensors with a graph in what a model returned; objects are looked into where nothing else has one."""
+    for _ in range(3):
+        leaves = tree_leaves(values)
+        found = [value for value in leaves if isinstance(value, Tensor) and value.grad_fn is not None]
+        if found:
+            return found
+        closed = (Tensor, torch.nn.Module, type)
+        values = [vars(value) for value in leaves if hasattr(value, "__dict__") and not isinstance(value, closed)]
+    return []
+
+
+def marks_behind(outputs: list[Tensor], marks: dict[Any, int]) -> dict[Any, int]:
+    """Return, for each node of the graph that outputs come from, the marks of those that it comes from, as bits."""
+    found: dict[Any, int] = {None: 0}
+    waiting: list[Any] = [value.grad_fn for value in outputs]
+    while waiting:
+        node = waiting[-1]
+        if node in found:
+            waiting.pop()
+            continue
+        before = [other for other, _ in node.next_functions]
+        missing = [other for other in before if other not in found]
+        waiting.extend(missing)
+        if not missing:
+            found[node] = functools.reduce(operator.or_, (found[other] for other in before), marks.get(node, 0))
+    return found
+
+
+def settle(pending: list[Any], output: Any, is_explained: bool) -> bool:
+    """Report what was noted in a forward, where what is explained depends on it.
+
+    Where nobody says which of several outputs is explained, a backward pass does: what only some of them depend on is
+    reported as soon as it gets to one of these, before it gets to any input.
 
     Parameters
     ----------
     pending : list of tuple
         Nodes, and what reports the function that made them; empty afterwards.
     output : Any
-        What is explained of what the model returned.
+        What the model returned, or what is explained of it.
+    is_explained : bool
+        Whether it is what is explained.
+
+    Returns
+    -------
+    bool
+        Whether something waits for a backward pass.
     """
-    if pending:
-        on_path = set(nodes_of(output))
-        for made, report_it in pending:
-            if not on_path.isdisjoint(made):
-                report_it()
-        pending.clear()
+    if not pending:
+        return False
+    outputs, noted = outputs_of(output), list(pending)
+    pending.clear()
+    marks: dict[Any, int] = {}
+    for number, (nodes, _) in enumerate(noted):
+        for node in nodes:
+            marks[node] = marks.get(node, 0) | 1 << number
+    behind = marks_behind(outputs, marks)
+    found = [behind[value.grad_fn] for value in outputs]
+    some = functools.reduce(operator.or_, found, 0)
+    certain = some if is_explained else functools.reduce(operator.and_, found, some)
+    for number, (_, report_it) in enumerate(noted):
+        if certain >> number & 1:
+            report_it()
+    for value, bits in zip(outputs, found, strict=True):
+        later = [report_it for number, (_, report_it) in enumerate(noted) if (bits & ~certain) >> number & 1]
+        if later:
+            value.register_hook(functools.partial(report_reached, later))
+    return bool(some & ~certain)
+
+
+def report_reached(reports: list[Callable[[], None]], signal: Tensor | None) -> None:
+    """Report what an output depends on, in a backward pass that gets to it; autograd gives None where it does not."""
+    if signal is not None:
+        for report_it in reports:
+            report_it()
 
 
 def is_constant(node: Any) -> bool:
@@ -134,7 +196,7 @@ class Spans:
 
 
 def look(model: torch.nn.Module, output: Any, inputs: Any, spans: Spans | None, checkpoints: bool, form: Form) -> bool:
-    """Report what is in the graph of an output and called no function that a mode saw.
+    """Note what is in the graph of an output and called no function that a mode saw, for :func:`settle` to report.
 
     Parameters
     ----------
@@ -155,32 +217,32 @@ def look(model: torch.nn.Module, output: Any, inputs: Any, spans: Spans | None, 
     -------
     bool
         Whether there was a graph to look at.
-
-    Raises
-    ------
-    UnknownOperationError
-        If the composite is strict.
     """
+    outputs = outputs_of(output)
     given = [value for value in tree_leaves(inputs) if isinstance(value, Tensor)]
-    nodes = list(nodes_of(output, [value.grad_fn for value in given]))
-    leaves = [node.variable for node in nodes if hasattr(node, "variable")]
-    foreign = [leaf for leaf in leaves if not is_explained(leaf) and all(leaf is not value for value in given)]
+    nodes = list(nodes_of(outputs, [value.grad_fn for value in given]))
+    leaves = {node: node.variable for node in nodes if hasattr(node, "variable")}
+    foreign = [node for node, leaf in leaves.items() if not is_explained(leaf) and all(leaf is not v for v in given)]
     if state.choose is None and not any(value.requires_grad for value in given):
         # the input is a leaf that somebody put inside, as the embeddings of token ids
-        foreign = [leaf for leaf in foreign if isinstance(leaf, torch.nn.Parameter) or name_of(model, leaf)]
-    for leaf in foreign:
-        report_foreign(model, leaf)
+        foreign = [
+            node for node in foreign if isinstance(leaves[node], torch.nn.Parameter) or name_of(model, leaves[node])
+        ]
+    for node in foreign:
+        report_foreign(model, node)
+    # what was computed of a foreign leaf is reported by the leaf
+    of_foreign = marks_behind(outputs, dict.fromkeys(foreign, 1)) if foreign else {}
     # each thread counts for itself: of two nodes of one number, one is another thread's
     numbers = Counter(node._sequence_nr() for node in nodes)
     for node in nodes:
         function = getattr(type(node), "_forward_cls", None)
         if function is not None:
             if not is_known(function, checkpoints, form):
-                report(function)
-        elif spans is None or foreign or hasattr(node, "variable"):
-            continue  # what was computed of a foreign leaf is reported by the leaf
+                report(function, node)
+        elif spans is None or of_foreign.get(node) or node in leaves:
+            continue
         elif (node._sequence_nr() not in spans or numbers[node._sequence_nr()] > 1) and not is_plain(node, form):
-            report_node(node.name())
+            report_node(node)
     return bool(nodes)
 
 
@@ -193,13 +255,14 @@ def is_known(function: Any, checkpoints: bool, form: Form) -> bool:
     return function.__module__.split(".")[0] in KNOWN_FUNCTIONS
 
 
-def report_foreign(model: torch.nn.Module, leaf: Tensor) -> None:
+def report_foreign(model: torch.nn.Module, node: Any) -> None:
     """Report a tensor that requires grad and is not the input, by the name under which the model has it."""
+    leaf = node.variable
     for name, parameter in model.named_parameters():
         if parameter is leaf:
-            report_stale(repr(name))
+            report_stale(repr(name), node)
             return
-    report_leaf(name_of(model, leaf) or f"a {type(leaf).__name__} of shape {tuple(leaf.shape)}")
+    report_leaf(name_of(model, leaf) or f"a {type(leaf).__name__} of shape {tuple(leaf.shape)}", node)
 
 
 def name_of(model: torch.nn.Module, tensor: Tensor) -> str | None:

@@ -21,10 +21,11 @@ from .basic import transformed, unknown
 from .checkpoints import in_checkpoint, saving_hooks
 from .graph import sequence_number, settle
 from .operands import Form, operands
-from .operators import PLAIN, find, numbered, table_of
+from .operators import PLAIN, find, numbered, refuse_unseen, table_of
 from .policy import Policy
 from .reports import report, report_cut
-from .state import State, holders, holds_state, state
+from .state import State, chosen_of, holders, holds_state, state
+from .trace import account, mark_start
 
 
 class _Nothing(dict[Any, Any]):
@@ -112,10 +113,15 @@ class TracedMode(OperatorMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Call ``func`` by its rule."""
-        number = find(self.table, func) if self.table else PLAIN
+        if self.table:
+            refuse_unseen(self.table)
+        number, start = find(self.table, func) if self.table else PLAIN, mark_start()
         if number == PLAIN:
-            return func(*args, **kwargs) if kwargs else func(*args)
-        return numbered[number](func, args, kwargs or {})
+            output = func(*args, **kwargs) if kwargs else func(*args)
+        else:
+            output = numbered[number](func, args, kwargs or {})
+        account(start)
+        return output
 
 
 @holds_state
@@ -142,7 +148,9 @@ def run_inside(
             mode = state.mode = kind(policy, form, strict, module)
             with mode:
                 output = forward(*args, **kwargs)
-            settle(mode.pending, state.choose(output) if state.choose else output)
+            if torch.compiler.is_compiling():
+                refuse_unseen(mode.table)
+            settle(mode.pending, chosen_of(output), state.choose is not None)
             return output
         finally:
             state.mode = None
@@ -154,10 +162,15 @@ def run_inside(
             f"{type(module).__name__} has operator rules in the {form} form, inside of a forward in the {mode.form} "
             "form; one graph has one form: convert the whole composite with input_x_gradient, not single hooks of it."
         )
+    if torch.compiler.is_compiling():
+        refuse_unseen(mode.table)
     before = mode.policy, mode.table
     mode.policy, mode.table = policy, mode.table_for(policy)
     try:
-        return forward(*args, **kwargs)
+        output = forward(*args, **kwargs)
+        if torch.compiler.is_compiling():
+            refuse_unseen(mode.table)
+        return output
     finally:
         mode.policy, mode.table = before
 

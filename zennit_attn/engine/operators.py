@@ -55,7 +55,9 @@ from .products import (
     weights,
 )
 from .recurrence import recurrence
+from .reports import report_unseen
 from .softmax import exponential_of, noting_logits, quotient, weighted, weighting
+from .trace import unaccounted
 
 
 def interpolation(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -261,6 +263,21 @@ def find(key: str, function: Callable[..., Any]) -> int:
     if rule is None or rule is switch:
         return PLAIN
     return _numbers[id(rule)] if torch._C._functorch.maybe_current_level() is None else TRANSFORMED
+
+
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+def refuse_unseen(key: str) -> bool:
+    """Raise if a compiler's trace has a function by now that no rule saw, and that has one in the table of a key.
+
+    Raises
+    ------
+    UnknownOperationError
+        Strict or not, and right here: what is raised in code that is traced only ends the trace.
+    """
+    for function, title in unaccounted():
+        if table_of(key).get(function, unknown) is not None:
+            report_unseen(title)
+    return True
 
 
 def _entry(rule: Callable[..., Any] | None, kind: Any, name: str, writing: bool, form: Form) -> Rule | None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import sys
 import warnings
 import weakref
+from functools import partial
 from types import FrameType
 from typing import Any
 
@@ -56,7 +57,7 @@ def report(function: Any, made: Any = None) -> None:
     function : Any
         A function of torch, or an autograd function.
     made : Any, optional
-        What it returned: reported if the explained output depends on it. None is known to be on the path.
+        What it returned, or its node: reported if the explained output depends on it. None is known to be on the path.
 
     Raises
     ------
@@ -97,7 +98,7 @@ def report_cut(function: Any, made: Any) -> None:
     )
 
 
-def report_node(name: str) -> None:
+def report_node(node: Any) -> None:
     """Report a node of the graph that was made where no rule could see the function.
 
     Raises
@@ -106,16 +107,32 @@ def report_node(name: str) -> None:
         If the composite is strict.
     """
     report_here(
-        name,
+        node.name(),
         "the graph of {kind} has a {function} that no function made which the rules saw: got something computed in a "
         "function of torch.jit, in another thread, with torch functions disabled, or before the context, and what it "
         "passes back is the plain gradient. Expected functions of torch, called in the forward itself.",
         UnknownOperationError,
         UnknownOperationWarning,
+        node,
     )
 
 
-def report_leaf(title: str) -> None:
+def report_unseen(title: str) -> None:
+    """Refuse a function that a compiler traced without showing it to the rules.
+
+    Raises
+    ------
+    UnknownOperationError
+        Always.
+    """
+    raise UnknownOperationError(
+        f"got {title}, which torch.compile does not show to the rules, so that it would pass back the plain "
+        "gradient; expected a function that it shows, such as a method (x.abs() for abs(x), x.relu_() for "
+        "torch.relu_(x)): change the line, or explain the model without compiling it."
+    )
+
+
+def report_leaf(title: str, node: Any) -> None:
     """Report a tensor that requires grad, and is neither the input nor a parameter that the context froze.
 
     Raises
@@ -130,6 +147,7 @@ def report_leaf(title: str) -> None:
         "Expected constants: set requires_grad_(False) on it, or make it a parameter of a module of the model.",
         UnknownOperationError,
         UnknownOperationWarning,
+        node,
     )
 
 
@@ -225,7 +243,8 @@ def advise_gradient_form(model: torch.nn.Module) -> None:
 def report_here(function: Any, message: str, error: type[Exception], warning: type[Warning], made: Any = None) -> None:
     """Report a function and the place of its call, which the message has as fields, once for both.
 
-    What it made is waited for, if that is known: a loss beside the logits is not on the path to what is explained.
+    What it made (tensors, or a node) is waited for, if that is known: a loss beside the logits is not on the path to
+    what is explained.
     """
     mode = state.mode
     if torch.compiler.is_compiling():
@@ -237,16 +256,22 @@ def report_here(function: Any, message: str, error: type[Exception], warning: ty
     if mode is None:
         raise error(message)
 
-    def now() -> None:
-        report_once(mode.root, (title, name), message, error, warning, mode.strict)
-
-    nodes = [value.grad_fn for value in tree_leaves(made) if isinstance(value, torch.Tensor) and value.grad_fn]
+    if not mode.strict and (title, name) in _reported.get(mode.root, ()):
+        return
+    # knows no mode, which knows the graph: it may wait for a backward pass
+    now = partial(report_once, mode.root, (title, name), message, error, warning, mode.strict)
+    if hasattr(made, "next_functions"):
+        nodes = [made]
+    else:
+        nodes = [value.grad_fn for value in tree_leaves(made) if isinstance(value, torch.Tensor) and value.grad_fn]
     if not nodes:
         now()
     else:
         mode.pending.append((nodes, now))
 
 
+# a compiler takes the name as a constant, instead of tracing how it is found
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
 def title_of(function: Any) -> str:
     """Return the name of a function, that by which it can be registered where it has one."""
     if isinstance(function, str):
@@ -275,7 +300,7 @@ def report_once(
         warnings.warn(message, warning, stacklevel=2)
 
 
-def report_stale(parameter: str) -> None:
+def report_stale(parameter: str, node: Any) -> None:
     """Report that a forward used what was computed of a parameter, given by its name, before it was frozen.
 
     Raises
@@ -290,4 +315,5 @@ def report_stale(parameter: str) -> None:
         "torch.no_grad before the context, or make it compute the tensor again.",
         UnknownOperationError,
         UnknownOperationWarning,
+        node,
     )

@@ -11,9 +11,11 @@ from contextlib import contextmanager
 from types import CodeType
 from typing import Any, TypeVar
 
+import torch
 from zennit.core import Hook
 
 from .policy import Policy
+from .trace import account, mark_start
 
 
 class State(threading.local):
@@ -80,6 +82,11 @@ def explaining(choose: Callable[[Any], Any]) -> Iterator[None]:
         state.choose = before
 
 
+def chosen_of(output: Any) -> Any:
+    """Return what is explained of what a model returned, all of it where nothing tells."""
+    return output if state.choose is None else state.choose(output)
+
+
 def applied(rule: Hook) -> None:
     """Note that a rule is applied."""
     if state.fired is not None:
@@ -96,12 +103,15 @@ def shield() -> Iterator[None]:
     """Intercept nothing: the module inside has a rule of its own."""
     mode, before = state.mode, state.shielded
     table = None if mode is None else mode.table
+    start = mark_start() if torch.compiler.is_compiling() else 0
     try:
         state.shielded = True
         if mode is not None:
             mode.table = mode.nothing
         yield
     finally:
+        if torch.compiler.is_compiling():
+            account(start)
         state.shielded = before
         if mode is not None:
             mode.table = table

@@ -15,14 +15,13 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_leaves
 
 from .gates import SCALE, strength
-from .graph import ROUTING, Spans, is_plain, look, name_of_node, nodes_of, sequence_number, settle
+from .graph import ROUTING, Spans, is_plain, look, name_of_node, nodes_of, outputs_of, sequence_number, settle
 from .no_grad import follow_cuts
 from .operands import Form
 from .reports import advise_gradient_form, advise_logits, report_outside
-from .state import state
+from .state import chosen_of, state
 
 #: How many functions the forwards called that were looked at, and how many nodes they made, by model and policy.
 _known: weakref.WeakKeyDictionary[torch.nn.Module, dict[str, set[tuple[int, int]]]] = weakref.WeakKeyDictionary()
@@ -68,22 +67,23 @@ class Survey(threading.local):
             return output
         # a forward of another kind: followed the next time, as what turns graphs off is not in the graph
         self.next = self.strict or not following
-        chosen = state.choose(output) if state.choose else output
-        # what has a name is reported by it
-        settle(mode.pending, chosen)
+        chosen = chosen_of(output)
         self.advise(chosen)
-        if look(self.model, chosen, (args, kwargs), mode.spans, self.checkpoints, self.form):
+        # after functions, which are noted already: what has a name is reported by it
+        seen = look(self.model, chosen, (args, kwargs), mode.spans, self.checkpoints, self.form)
+        if settle(mode.pending, chosen, state.choose is not None) or not seen:
+            # which output is explained may be another one the next time
+            self.next = True
+        else:
             self.known = _known.setdefault(self.model, {}).setdefault(self.key, self.known)
             self.known.add(kind)
-        else:
-            self.next = True
         if state.choose is None:
             self.look_behind(output)
         return output
 
     def advise(self, output: Any) -> None:
         """Say what is computed by the rules, and is hardly what somebody wants to know."""
-        values = [value for value in tree_leaves(output) if isinstance(value, Tensor) and value.dim()]
+        values = [value for value in outputs_of(output) if value.dim()]
         function = probability(values[0]) if values else None
         if function is not None:
             advise_logits(self.model, function)
@@ -103,9 +103,8 @@ class Survey(threading.local):
                         if not is_plain(node, "gradient"):
                             report_outside(self.model, node.name(), self.strict)
 
-        for value in tree_leaves(output):
-            if isinstance(value, Tensor) and value.requires_grad:
-                value.register_hook(check)
+        for value in outputs_of(output):
+            value.register_hook(check)
 
 
 def probability(value: Tensor) -> str | None:

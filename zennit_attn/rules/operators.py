@@ -22,7 +22,7 @@ from ..engine.mode import run_inside
 from ..engine.operators import table_of
 from ..engine.policy import Policy
 from ..engine.reports import report_call
-from ..engine.state import applied, enclosing_policy, is_shielded
+from ..engine.state import applied, chosen_of, enclosing_policy, is_shielded
 from ..engine.survey import Survey
 from .rule import Rule
 
@@ -128,7 +128,7 @@ class Operators(Rule):
                         return run()
                     with watch(module) as check_output:
                         output = run()
-                        check_output(output)
+                        check_output(chosen_of(output))
                     return output
             except BaseException as error:
                 # an interrupt may come in torch's own context managers, which then fail
