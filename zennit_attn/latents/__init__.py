@@ -1,0 +1,18 @@
+"""Latents: the places inside of a transformer at which relevance has units, under one name in every architecture.
+
+Which module is a layer, an output projection or an MLP is read off the roles of modules; what has no role has no
+latents. This room does not know what is done with the tensors that it finds.
+"""
+
+from .choice import chosen
+from .features import Features
+from .found import Found
+from .latent import KINDS, Latent
+from .places import latents_of
+from .watch import first_of, watching
+
+__all__ = ["KINDS", "Features", "Found", "Latent", "chosen", "first_of", "latents_of", "watching"]
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)
