@@ -3,6 +3,7 @@
 from ..latents import Features, Latent, latents_of
 from .channels import ChannelConcept
 from .conditional import AttributionResults, CondAttribution, conditioned
+from .edges import EdgePatching, edge_patching
 from .patching import Patching, relevance_patching
 from .weights import WeightRelevance, weight_relevance
 
@@ -10,11 +11,13 @@ __all__ = [
     "AttributionResults",
     "ChannelConcept",
     "CondAttribution",
+    "EdgePatching",
     "Features",
     "Latent",
     "Patching",
     "WeightRelevance",
     "conditioned",
+    "edge_patching",
     "latents_of",
     "relevance_patching",
     "weight_relevance",

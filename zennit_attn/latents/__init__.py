@@ -6,12 +6,23 @@ latents. This room does not know what is done with the tensors that it finds.
 
 from .choice import chosen
 from .features import Features
-from .found import Found
+from .found import Found, found_of
 from .latent import KINDS, Latent
 from .places import latents_of
-from .watch import first_of, watching
+from .watch import first_of, own_view, watching
 
-__all__ = ["KINDS", "Features", "Found", "Latent", "chosen", "first_of", "latents_of", "watching"]
+__all__ = [
+    "KINDS",
+    "Features",
+    "Found",
+    "Latent",
+    "chosen",
+    "first_of",
+    "found_of",
+    "latents_of",
+    "own_view",
+    "watching",
+]
 
 
 def __dir__() -> list[str]:

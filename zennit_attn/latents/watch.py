@@ -71,8 +71,7 @@ def watching(
         value = args[0]
         if not depends(value):
             return None
-        # a view of its own: what else is computed of the same tensor has another part of the signal
-        local = mark(value.view_as(value), strength(value))
+        local = own_view(value)
         tell(latent, local)
         return (local, *args[1:])
 
@@ -148,3 +147,8 @@ def watching(
 def first_of(output: Any) -> Any:
     """Return the tensor that a module returned, or the first of several."""
     return output[0] if isinstance(output, (tuple, list)) and output else output
+
+
+def own_view(value: Tensor) -> Tensor:
+    """Return a view with a signal of its own: what else is computed of the same tensor has another part of it."""
+    return mark(value.view_as(value), strength(value))
