@@ -1,6 +1,7 @@
 """What is inside of a model: latents with one name in every architecture, and relevance under conditions on them."""
 
 from ..latents import Features, Latent, latents_of
+from .ablation import ablated, pruned
 from .channels import ChannelConcept
 from .conditional import AttributionResults, CondAttribution, conditioned
 from .edges import EdgePatching, edge_patching
@@ -16,9 +17,11 @@ __all__ = [
     "Latent",
     "Patching",
     "WeightRelevance",
+    "ablated",
     "conditioned",
     "edge_patching",
     "latents_of",
+    "pruned",
     "relevance_patching",
     "weight_relevance",
 ]

@@ -12,9 +12,9 @@ from zennit.core import Composite
 from ..composites.presets import RelPComposite
 from ..composites.registration import input_x_gradient
 from ..errors import InputError
-from ..latents import Found, chosen
+from ..latents import WRITERS, Found, chosen
 from .conditional import CondAttribution, Run, passed, size_of
-from .stream import WRITERS, Stream, residual_stream
+from .stream import Stream, residual_stream
 from .weights import is_matrix, matrix_of
 
 #: Under which name the effects of the stream's first version are: of embeddings, or patches.

@@ -14,13 +14,10 @@ from torch import Tensor
 from ..engine.handles import Kept
 from ..engine.operands import depends
 from ..errors import InputError
-from ..latents import Found, Latent, first_of, found_of, latents_of, own_view
+from ..latents import WRITERS, Found, Latent, first_of, found_of, latents_of, own_view
 
 #: The reader of what the last layer returns: all that comes after the layers.
 OUTPUT = "output"
-
-#: Kinds of latents that a linear map writes to the stream.
-WRITERS = ("head", "neuron")
 
 
 @dataclass

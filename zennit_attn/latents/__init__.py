@@ -7,12 +7,13 @@ latents. This room does not know what is done with the tensors that it finds.
 from .choice import chosen
 from .features import Features
 from .found import Found, found_of
-from .latent import KINDS, Latent
-from .places import latents_of
+from .latent import KINDS, WRITERS, Latent
+from .places import latents_of, sizes
 from .watch import first_of, own_view, watching
 
 __all__ = [
     "KINDS",
+    "WRITERS",
     "Features",
     "Found",
     "Latent",
@@ -21,6 +22,7 @@ __all__ = [
     "found_of",
     "latents_of",
     "own_view",
+    "sizes",
     "watching",
 ]
 

@@ -7,6 +7,9 @@ from dataclasses import dataclass
 #: The kinds of latents that a model has by itself.
 KINDS = ("layer", "residual", "head", "neuron", "expert")
 
+#: Those that are what goes into a linear map, which writes to the residual stream.
+WRITERS = ("head", "neuron")
+
 
 @dataclass(frozen=True)
 class Latent:

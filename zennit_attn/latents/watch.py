@@ -23,7 +23,7 @@ from .choice import chosen, fits
 from .experts import slots_of
 from .features import Features
 from .found import Found, found_of
-from .latent import Latent
+from .latent import WRITERS, Latent
 from .places import joined
 
 #: What is done with each tensor that is found.
@@ -128,7 +128,7 @@ def watching(
             module = named[latent.module]
             if latent.kind == "expert":
                 kept.forward(module, partial(by_expert, latent))
-            elif latent.kind in ("head", "neuron"):
+            elif latent.kind in WRITERS:
                 kept.hook(module, partial(goes_in, latent), before=True)
             else:
                 kept.hook(module, partial(comes_out, latent))
