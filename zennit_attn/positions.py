@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from .engine.handles import Kept
-from .engine.operands import depends, explained_leaf
+from .engine.operands import explained_leaf
 from .errors import InputError
 
 #: Argument by which layers are given the cosines and sines of a rotary embedding.
@@ -155,8 +155,8 @@ def position_leaves(model: torch.nn.Module, samples: int) -> Iterator[dict[str, 
         if not isinstance(values, (tuple, list)) or not all(isinstance(value, Tensor) for value in values):
             return None
         # of patches that are rows of one matrix, each has its own
-        hidden = next(filter(depends, (*args, *kwargs.values())), None)
-        rows = 1 if hidden is None or hidden.dim() < 3 else len(hidden)
+        hidden = next(value for value in (*args, *kwargs.values()) if isinstance(value, Tensor))
+        rows = 1 if hidden.dim() < 3 else len(hidden)
         if rows > 1 and any(value.dim() < 3 for value in values):
             raise InputError(f"{name!r} was given positions of {rows} samples at once; expected one at a time.")
         leaves = leaves_of(name, values, rows)

@@ -52,19 +52,14 @@ def windows(tokenizer, length):
     return torch.tensor(found[False]), torch.tensor(found[True])
 
 
-def modules_of(model, kind):
-    """Return the latents of a kind, by the name of the projection that they go into."""
-    return {latent.module: latent for latent in latents_of(model).values() if latent.kind == kind}
-
-
 def by_unit(values, latent):
     """Return a number for each unit of a latent, given one for each input of its projection."""
     return values if latent.units is None else values.unflatten(0, (latent.units, -1)).sum(-1)
 
 
-def scores_of(model, texts, kind):
-    """Return the scores of the units of a kind, by method and latent."""
-    places = modules_of(model, kind)
+def scores_of(model, texts):
+    """Return the scores of heads and neurons, by method and latent."""
+    places = {each.module: each for each in latents_of(model).values() if each.kind in ("head", "neuron")}
     scores = {name: {} for name in (*RULES, "magnitude", "activation", "activation × weight", "random")}
     squares = {}
 
@@ -133,24 +128,30 @@ def main():
     """Print a table for neurons and one for heads."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     parser.add_argument("--tokens", type=int, default=64, help="length of the texts")
+    parser.add_argument("--texts", type=int, default=20, help="how many, of either part")
     parser.add_argument("--out", type=Path, help="picture to write")
     options = parser.parse_args()
     model, tokenizer = language.load("smollm2")
     model = model.float().eval()
-    texts, held_out = windows(tokenizer, options.tokens)
+    texts, held_out = (part[: options.texts] for part in windows(tokenizer, options.tokens))
     whole, results = losses_of(model, held_out), {}
-    print(f"{len(texts)} texts to compute scores on, {len(held_out)} held out, of {options.tokens} tokens each")
+    print(
+        f"{len(texts)} texts to compute scores on, {len(held_out)} held out, of {options.tokens} tokens each",
+        flush=True,
+    )
     print(f"perplexity of the whole model: {perplexity(whole)}\n")
+    scores = scores_of(model, texts)
     for kind in ("neuron", "head"):
         print(
             f"| {kind}s are kept by | {' | '.join(f'{share:.0%} gone' for share in SHARES)} | loss beside AttnLRP's |"
         )
         print(f"|---|{'---|' * (len(SHARES) + 1)}")
         results[kind] = whole, {}
-        for name, scores in scores_of(model, texts, kind).items():
+        for name, of_units in scores.items():
+            some = {key: values for key, values in of_units.items() if key.endswith(kind)}
             lines = results[kind][1][name] = []
             for share in SHARES:
-                with pruned(model, scores, share):
+                with pruned(model, some, share):
                     lines.append(losses_of(model, held_out))
             means = torch.stack(lines).mean(0)
             beside = "" if name == "AttnLRP" else bootstrap(means - torch.stack(results[kind][1]["AttnLRP"]).mean(0))
