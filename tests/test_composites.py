@@ -13,11 +13,14 @@ from zennit_attn import (
     AttnLRPComposite,
     CPLRPComposite,
     GammaViTComposite,
+    InputXGradient,
     input_x_gradient,
     load_composite,
     rules,
     save_composite,
+    targets,
 )
+from zennit_attn.composites import TransformerComposite
 from zennit_attn.composites.configuration import PRESETS, to_toml
 from zennit_attn.composites.parameters import parameters_of
 
@@ -274,3 +277,16 @@ def test_name_map_comes_before_role_map_comes_before_layer_map():
     for composite in (by_name, by_role):
         got, _ = models.explain(model, composite, x)
         torch.testing.assert_close(got, expected, rtol=1e-12, atol=1e-15)
+
+
+@pytest.mark.parametrize("make", [models.llama, models.gpt2, models.timm_vit])
+def test_operators_that_are_all_gradient_are_input_times_gradient(make):
+    # GPT-2's activation is a module that computes it of products and a tanh
+    model = models.scramble(make()).double().eval()
+    x = torch.randn(1, 3, 32, 32).double() if make is models.timm_vit else torch.tensor([[3, 1, 4, 1, 5]])
+    operators = rules.Operators("gradient", "gradient", "gradient", "gradient")
+    got, expected = (
+        InputXGradient(model, composite)(x, targets.Label(3)).relevance
+        for composite in (TransformerComposite(operators), None)
+    )
+    assert torch.equal(got, expected)

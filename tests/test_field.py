@@ -211,6 +211,40 @@ def test_positions_of_other_models_are_what_the_ledger_lacks(case):
     assert less.remainder - ledger.remainder == pytest.approx(relevance, rel=1e-3, abs=1e-7)
 
 
+def test_rows_of_pixels_are_no_samples():
+    # an image is sixteen rows, of which the language model makes one sample
+    model, inputs = in_float64(*build("image-text-to-text/cosmos3_edge"))
+    attributor = InputXGradient(model, AttnLRPComposite(), argument="pixel_values")
+    assert len(inputs["pixel_values"]) == 16
+    found, ledger = attributor.positions(inputs, targets.Label(1)), attributor.ledger(inputs, targets.Label(1))
+    assert found.by_module["model.language_model.layers.0"].shape == (2, 1, inputs["input_ids"].shape[1])
+    with position_leaves(model, 16):
+        less = attributor.ledger(inputs, targets.Label(1))
+    relevance = float(sum(value.sum() for value in found.by_module.values()))
+    assert less.remainder - ledger.remainder == pytest.approx(relevance, rel=1e-3, abs=1e-7)
+
+
+def test_a_model_may_write_into_its_positions():
+    model, inputs = in_float64(*build("image-text-to-text/kosmos-2.5"))
+    attributor = InputXGradient(model, AttnLRPComposite(), argument="input_ids")
+    assert torch.isfinite(attributor.positions(inputs, targets.Label(1)).layers).all()
+
+
+@pytest.mark.parametrize(
+    ("case", "samples", "match"),
+    [
+        # four codes of one token each
+        ("causal-lm/musicgen", 1, r"MusicgenForCausalLM returned an output of shape \(16, .*rows\s+are the samples"),
+        ("causal-lm/roformer", 2, r"RoFormerForCausalLM does not run with positions of its own .* expected one sample"),
+    ],
+)
+def test_positions_that_cannot_be_told_by_sample_are_refused(case, samples, match):
+    model, inputs = in_float64(*build(case))
+    ids = inputs["input_ids"].repeat(samples, 1)
+    with pytest.raises(InputError, match=match):
+        InputXGradient(model, AttnLRPComposite()).positions({"input_ids": ids}, targets.Label(1))
+
+
 def test_positions_are_no_tokens():
     model = models.gpt2().double().eval()
     # ids that are equal to the positions

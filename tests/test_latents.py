@@ -79,6 +79,23 @@ def test_heads_neurons_and_layers_have_one_name_in_every_library(name):
     assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
 
 
+def test_falcon_has_heads_and_neurons_behind_linear_maps_of_its_own():
+    # one matrix for queries, keys and values, of which several heads share the keys
+    model, inputs = in_float64(*build("causal-lm/falcon"))
+    found, layer = latents_of(model), "transformer.h.0"
+    assert found[f"{layer}.head"].module == f"{layer}.self_attention.dense"
+    assert found[f"{layer}.neuron"].module == f"{layer}.mlp.dense_4h_to_h"
+    assert found[f"{layer}.head"].units == model.config.num_attention_heads
+    attributor = InputXGradient(model, AttnLRPComposite(), latents=["head", "neuron"])
+    _, relevance, inner = attributor(inputs["input_ids"], targets.Label(3))
+    assert inner[f"{layer}.head"].shape == (*relevance.shape, model.config.num_attention_heads)
+    # what goes into the last layer's projection has what comes out of it, less what the bias keeps
+    last = f"transformer.h.{len(model.transformer.h) - 1}"
+    with InputXGradient(model, AttnLRPComposite(), modules=[f"{last}.self_attention.dense"]) as attributor:
+        (projected,) = attributor(inputs["input_ids"], targets.Label(3)).inner.values()
+    close(inner[f"{last}.head"].sum(), projected.sum())
+
+
 @pytest.mark.parametrize("name", ["llama", "torchvision_vit"])
 def test_latents_of_a_batch_are_those_of_its_samples(name):
     model, x = getattr(models, name)().double().eval(), input_of(name)

@@ -31,7 +31,7 @@ from .hints import nearest
 from .inputs import Leaves, NotLookedUpError, leaves_of, split_input
 from .latents import Features, Found, watching
 from .ledger import Ledger, Recorder, recording
-from .positions import Positions, grouped, position_leaves
+from .positions import Positions, grouped, position_leaves, refuse_other_shape
 from .sharding import is_sharded, whole
 from .surrogates import surrogates_of
 from .targets import MASK, Each, Target
@@ -437,6 +437,9 @@ class InputXGradient(Attributor, Generic[Result]):
         with torch.enable_grad(), kernel:
             try:
                 output, inside, values, leaves = self.run(leaves_of(self.model, given), rest, tells_positions)
+                if tells_positions:
+                    plain = self.plain(given, rest)
+                    refuse_other_shape(self.model, whole(explained(output, self.output_key)), plain)
             except NotLookedUpError as error:
                 output, inside, values, leaves = self.run_surrogates(given, rest, error, tells_positions)
             sources = [*inside.tensors(), *(leaf for found in leaves.values() for leaf in found.values())]
@@ -506,12 +509,16 @@ class InputXGradient(Attributor, Generic[Result]):
         """Call the model with a tensor by position, or with arguments by name."""
         return self.model(values[None], **rest) if None in values else self.model(**values, **rest)
 
+    @torch.no_grad()
+    def plain(self, given: Mapping[str | None, Tensor], rest: Mapping[str, Any]) -> Tensor:
+        """Return what is explained, of a forward without a graph."""
+        return whole(explained(self.call(given, rest), self.output_key))
+
     def run_surrogates(
         self, given: Mapping[str | None, Tensor], rest: Any, error: NotLookedUpError, tells_positions: bool
     ) -> Forward:
         """Run a model that changes its ids before it embeds them, see :mod:`zennit_attn.surrogates`."""
-        with torch.no_grad():
-            plain = whole(explained(self.call(given, rest), self.output_key))
+        plain = self.plain(given, rest)
         # with ids of their own for padding, too, unless the model tells padding by its id
         for padding in (None, getattr(getattr(self.model, "config", None), "pad_token_id", None)):
             try:
@@ -519,6 +526,8 @@ class InputXGradient(Attributor, Generic[Result]):
             except (IndexError, RuntimeError, ValueError) as other:
                 error.__cause__ = other
                 continue
+            if tells_positions:
+                refuse_other_shape(self.model, whole(explained(found[0], self.output_key)), plain)
             if self.agree(found[0], plain):
                 return found
         raise error

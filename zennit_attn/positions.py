@@ -126,16 +126,18 @@ def position_leaves(model: torch.nn.Module, samples: int) -> Iterator[dict[str, 
     Raises
     ------
     InputError
-        If no module was told positions in a known way.
+        If no module was told positions in a known way, or a model cannot run with those of each sample.
     """
     found: dict[str, Tensor] = {}
+    spread: list[str] = []
 
-    def leaves_of(name: str, values: Sequence[Tensor]) -> list[Tensor]:
+    def leaves_of(name: str, values: Sequence[Tensor], samples: int) -> list[Tensor]:
         if f"{name}[0]" in found:
             raise InputError(f"{name!r} was given positions twice in one forward; expected a model that calls it once.")
         made = {}
         for number, value in enumerate(values):
-            if value.dim() > 2 and value.shape[-3] == 1:
+            if samples > 1 and value.dim() > 2 and value.shape[-3] == 1:
+                spread.append(name)
                 value = value.expand(*value.shape[:-3], samples, *value.shape[-2:])
             # a rotation as one complex number: real and imaginary part are factors of their own
             parts = torch.view_as_real(value).flatten(-2) if value.is_complex() else value
@@ -152,9 +154,12 @@ def position_leaves(model: torch.nn.Module, samples: int) -> Iterator[dict[str, 
         values = (given,) if single else given
         if not isinstance(values, (tuple, list)) or not all(isinstance(value, Tensor) for value in values):
             return None
-        if samples > 1 and any(value.dim() < 3 for value in values):
-            raise InputError(f"{name!r} was given positions of {samples} samples at once; expected one at a time.")
-        leaves = leaves_of(name, values)
+        # of patches that are rows of one matrix, each has its own
+        hidden = next(value for value in (*args, *kwargs.values()) if isinstance(value, Tensor))
+        rows = 1 if hidden.dim() < 3 else len(hidden)
+        if rows > 1 and any(value.dim() < 3 for value in values):
+            raise InputError(f"{name!r} was given positions of {rows} samples at once; expected one at a time.")
+        leaves = leaves_of(name, values, rows)
         changed: Any = leaves[0] if single else type(given)(leaves)
         if ROTARY in kwargs:
             return args, {**kwargs, ROTARY: changed}
@@ -163,7 +168,8 @@ def position_leaves(model: torch.nn.Module, samples: int) -> Iterator[dict[str, 
     def add(name: str, module: Any, args: Any, output: Any) -> Any:
         if not isinstance(output, Tensor) or not output.is_floating_point() or output.requires_grad:
             return None
-        return leaves_of(name, [output[None] if output.dim() == 2 and samples > 1 else output])[0]
+        # a copy, so that a model that writes into its positions does not write into the leaf
+        return leaves_of(name, [output[None] if output.dim() == 2 and samples > 1 else output], samples)[0].clone()
 
     with Kept() as kept:
         for name, module in turned(model).items():
@@ -172,12 +178,30 @@ def position_leaves(model: torch.nn.Module, samples: int) -> Iterator[dict[str, 
         for name, module in model.named_modules():
             if tells_positions(name) and next(module.children(), None) is None and not takes_rotary(module):
                 kept.hook(module, partial(add, name))
-        yield found
+        try:
+            yield found
+        except RuntimeError as error:
+            if not spread:
+                raise
+            raise InputError(
+                f"{type(model).__name__} does not run with positions of its own for each of {samples} samples, as "
+                f"{spread[0]!r} gave one for all; expected one sample at a time, of which the first dimension is 1."
+            ) from error
     if not found:
         raise InputError(
             f"{type(model).__name__} was told no positions in a way that is known; expected cosines and sines as an "
             f"argument {ROTARY!r} of its attention, or a module that embeds positions, such as 'wpe'. What a parameter "
             "adds to the input, as in vision transformers, is in the ledger."
+        )
+
+
+def refuse_other_shape(model: torch.nn.Module, output: Tensor, plain: Tensor) -> None:
+    """Raise InputError if a model returned more samples with positions as leaves than it does without."""
+    if output.shape != plain.shape:
+        raise InputError(
+            f"{type(model).__name__} returned an output of shape {tuple(output.shape)} with positions of its own for "
+            f"each row of the input, and of shape {tuple(plain.shape)} without; expected an input of which the rows "
+            "are the samples."
         )
 
 

@@ -102,7 +102,8 @@ class TransformerComposite(ScopedComposite):
 
     def own_layer_rule(self, name: str, module: torch.nn.Module) -> Rule | None:
         """Return the preset's own rule of a module that no map fits."""
-        if type(module).__name__ in ELEMENTARY_ACTIVATIONS and next(module.children(), None) is None:
+        plain = self.operators is not None and self.operators.activation == "gradient"
+        if type(module).__name__ in ELEMENTARY_ACTIVATIONS and next(module.children(), None) is None and not plain:
             return Identity()
         if self.operators is not None and role(name, module) == "state_space":
             return SelectiveScan(self.operators.strict)

@@ -1,8 +1,10 @@
 """What is inside of a model: latents with one name in every architecture, and relevance under conditions on them."""
 
 from ..latents import Features, Latent, latents_of
+from .ablation import ablated, pruned
 from .channels import ChannelConcept
 from .conditional import AttributionResults, CondAttribution, conditioned
+from .edges import EdgePatching, edge_patching
 from .patching import Patching, relevance_patching
 from .weights import WeightRelevance, weight_relevance
 
@@ -10,12 +12,16 @@ __all__ = [
     "AttributionResults",
     "ChannelConcept",
     "CondAttribution",
+    "EdgePatching",
     "Features",
     "Latent",
     "Patching",
     "WeightRelevance",
+    "ablated",
     "conditioned",
+    "edge_patching",
     "latents_of",
+    "pruned",
     "relevance_patching",
     "weight_relevance",
 ]

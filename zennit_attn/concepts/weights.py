@@ -148,7 +148,7 @@ def weight_relevance(
         found = {}
         for name, (products, of_bias) in sums.items():
             module: Any = named[name]
-            weight = module.weight.T if linear_kind(module) == "transposed linear" else module.weight
+            weight = matrix_of(module)
             bias = None if module.bias is None else (module.bias * of_bias).detach()
             found[name] = WeightRelevance((weight * products).detach(), bias, heads.get(name))
     return found
@@ -157,6 +157,11 @@ def weight_relevance(
 def is_matrix(module: torch.nn.Module) -> bool:
     """Tell whether a module is a linear layer with a matrix that can be read."""
     return is_linear(module) and linear_kind(module) in ("linear", "transposed linear")
+
+
+def matrix_of(module: Any) -> Tensor:
+    """Return the matrix of a linear layer, of shape ``(outputs, inputs)``."""
+    return module.weight.T if linear_kind(module) == "transposed linear" else module.weight
 
 
 def refuse_other_rules(name: str, module: torch.nn.Module) -> None:

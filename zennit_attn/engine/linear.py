@@ -16,6 +16,11 @@ from torch.nn.grad import conv1d_input, conv2d_input, conv3d_input
 from .functions import unwritten
 
 _CONVOLUTIONS = (torch.nn.Conv1d, torch.nn.Conv2d, torch.nn.Conv3d)
+#: Linear maps of transformers, which need not be installed for this, with a forward of their own.
+_WRITTEN_OUT = {
+    "transformers.pytorch_utils.Conv1D": "transposed linear",
+    "transformers.models.falcon.modeling_falcon.FalconLinear": "linear",
+}
 _TRANSPOSED = (torch.nn.ConvTranspose1d, torch.nn.ConvTranspose2d, torch.nn.ConvTranspose3d)
 
 
@@ -28,10 +33,7 @@ def linear_kind(module: torch.nn.Module) -> str | None:
         return "convolution"
     if any(forward is base.forward for base in _TRANSPOSED):
         return "transposed convolution"
-    # transformers need not be installed for this: its Conv1D is a Linear with a transposed weight
-    if type(module).__name__ == "Conv1D" and type(module).__module__ == "transformers.pytorch_utils":
-        return "transposed linear"
-    return None
+    return _WRITTEN_OUT.get(f"{type(module).__module__}.{type(module).__name__}")
 
 
 def linear_map(
