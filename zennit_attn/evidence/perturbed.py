@@ -150,7 +150,9 @@ def asked_of(explainer: Explainer, row: Mapping[str, Any], length: int) -> tuple
         raise InputError(f"got a text of {longest} tokens, expected at most {length}: each removal reads all of them")
     with torch.no_grad():
         output = run(explainer.wrapped, batch)
-    fixed = Fixed.of(question.target, output, target_mask(explainer.wrapped, batch))
+    # of the logits that a text's end has, the last are wanted
+    mask = None if "logits_to_keep" in batch else target_mask(explainer.wrapped, batch)
+    fixed = Fixed.of(question.target, output, mask)
     if output.dim() == 3:
         # from the end, where the last positions are
         fixed.position = fixed.position - output.shape[1]
