@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import json
 import sys
 from collections import Counter
 from collections.abc import Iterator
@@ -25,6 +24,7 @@ from ..errors import InputError
 from ..explain import loading
 from .common import content_of, device_map_of
 from .parser import DONE, SOME_FAILED
+from .terminal import say, say_json, tell
 
 #: Options that are of many rows alone.
 OPTIONS = ("max_tokens", "rows_per_part", "shard", "engine", "workers", "float16", "patches")
@@ -59,6 +59,7 @@ def run(args: argparse.Namespace) -> int:
         contrastive=args.contrastive,
         max_new_tokens=args.max_new_tokens,
         folder=source.folder,
+        allow_pickle=args.allow_pickle,
         device=device_of(args.device, rank),
         dtype=args.dtype,
         device_map=device_map_of(args),
@@ -73,7 +74,7 @@ def run(args: argparse.Namespace) -> int:
         for made in engine_of(args, maker, missing):
             counts += made
             bar.update(sum(made.values()))
-    tell(args, counts, len(source), place)
+    summarise(args, counts, len(source), place)
     return SOME_FAILED if counts["failed"] else DONE
 
 
@@ -120,17 +121,17 @@ def settings_of(args: argparse.Namespace, source: Source) -> dict[str, Any]:
     }
 
 
-def tell(args: argparse.Namespace, counts: Counter[str], rows: int, place: Run) -> None:
+def summarise(args: argparse.Namespace, counts: Counter[str], rows: int, place: Run) -> None:
     """Print what was done, and the first of what could not be."""
     said = {name: counts[name] for name in ("done", "skipped", "failed")}
     if args.json:
-        print(json.dumps({"rows": rows, **said, "results": str(place.folder)}, ensure_ascii=False))
+        say_json({"rows": rows, **said, "results": str(place.folder)})
     else:
-        print(", ".join(f"{count} {what}" for what, count in said.items()) + f"; results: {place.folder}")
+        say(", ".join(f"{count} {what}" for what, count in said.items()) + f"; results: {place.folder}")
     if not counts["failed"]:
         return
     errors = open_results(place.folder, partial=True).errors()
     for row in list(errors)[:SHOWN]:
-        print(f"row {row}: {errors[row]}", file=sys.stderr)
+        tell(f"row {row}: {errors[row]}")
     if len(errors) > SHOWN:
-        print(f"and {len(errors) - SHOWN} others, in the column error", file=sys.stderr)
+        tell(f"and {len(errors) - SHOWN} others, in the column error")

@@ -15,10 +15,12 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from ..errors import InputError
+from ..escapes import escaped
 from ..version import __version__
+from .terminal import tell
 
 DONE, SOME_FAILED, REFUSED, STOPPED = 0, 1, 2, 130
 SUFFIXES = (".html", ".png", ".svg", ".pdf")
@@ -87,25 +89,31 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         return int(importlib.import_module(f".{args.command}", __package__).run(args))
     except InputError as error:
-        print(f"zennit-attn: error: {error}", file=sys.stderr)
+        tell(f"zennit-attn: error: {error}")
         return REFUSED
     except BrokenPipeError:
         # whoever reads the output has enough of it; nothing is left to be flushed at the end
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return DONE
     except OSError as error:
-        print(f"zennit-attn: error: {error}; check the place, its permissions and its room", file=sys.stderr)
+        tell(f"zennit-attn: error: {error}; check the place, its permissions and its room")
         return REFUSED
     except KeyboardInterrupt:
-        print(
-            "zennit-attn: stopped; the same command goes on with a batch or a search where it stopped", file=sys.stderr
-        )
+        tell("zennit-attn: stopped; the same command goes on with a batch or a search where it stopped")
         return STOPPED
+
+
+class Parser(argparse.ArgumentParser):
+    """A parser that does not print what a terminal would obey."""
+
+    def error(self, message: str) -> NoReturn:
+        """Say what is wrong, and leave."""
+        super().error(escaped(message))
 
 
 def parser() -> argparse.ArgumentParser:
     """Return the parser of the command line."""
-    top = argparse.ArgumentParser(
+    top = Parser(
         "zennit-attn",
         description="Explain what a transformer said: the relevance of every token or pixel.",
         epilog=EXAMPLES,
@@ -228,6 +236,9 @@ def add_explain(command: argparse.ArgumentParser) -> None:
     )
     command.add_argument("--device", default="auto", help="cpu, cuda, cuda:1, mps (default: a GPU if there is one)")
     command.add_argument("--dtype", choices=DTYPES, help="default: that of the loaded model")
+    command.add_argument(
+        "--allow-pickle", action="store_true", help="load weights that are no safetensors: pickles, by torch alone"
+    )
     command.add_argument(
         "--device-map",
         metavar="auto|FILE.json",
