@@ -27,7 +27,7 @@ from .parser import DONE, SOME_FAILED
 from .terminal import say, say_json, tell
 
 #: Options that are of many rows alone.
-OPTIONS = ("max_tokens", "rows_per_part", "shard", "engine", "workers", "float16", "patches")
+OPTIONS = ("files_within", "max_tokens", "rows_per_part", "shard", "engine", "workers", "float16", "patches")
 #: How many errors are printed.
 SHOWN = 10
 
@@ -59,6 +59,7 @@ def run(args: argparse.Namespace) -> int:
         contrastive=args.contrastive,
         max_new_tokens=args.max_new_tokens,
         folder=source.folder,
+        within=args.files_within,
         allow_pickle=args.allow_pickle,
         device=device_of(args.device, rank),
         dtype=args.dtype,

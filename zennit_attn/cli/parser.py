@@ -215,6 +215,12 @@ def add_explain(command: argparse.ArgumentParser) -> None:
         "columns, .txt with a text in each line, or a folder of images; --out is a folder then",
     )
     many = command.add_argument_group("many rows")
+    many.add_argument(
+        "--files-within",
+        type=Path,
+        metavar="FOLDER",
+        help="rows may name files in this folder, wherever links lead to (default: that of --input; / for any)",
+    )
     many.add_argument("--max-tokens", type=int, metavar="N", help="how many are explained together (default: 512)")
     many.add_argument("--rows-per-part", type=int, metavar="N", help="rows of a file of results (default: 256)")
     many.add_argument(

@@ -25,8 +25,8 @@ from torchvision.transforms.v2.functional import pil_to_tensor, to_pil_image
 from ..composites.configuration import require_known
 from ..evaluation.features import Batch, Fixed, fix, select
 from ..explain import Explainer
+from ..explain.images import image_of, suffixes
 from ..explain.loading import device_of
-from ..explain.reading import image_in
 from ..hints import nearest
 from ..inputs import single_input
 from ..targets import Label, MaxLogit
@@ -304,7 +304,7 @@ def read_pictures(table: Mapping[str, Any], counts: list[int], folder: Path, sou
     order = torch.randperm(len(items), generator=generator).tolist()
     chosen = order[: counts[0]], order[counts[0] : sum(counts)]
     if given == ["folder"]:
-        return [Pictures([image_in(items[index]) for index in part]) for part in chosen]
+        return [Pictures([image_of(items[index]) for index in part]) for part in chosen]
     pairs = [[items[index] for index in part] for part in chosen]
     return [Pictures([image for image, _ in part], torch.tensor([label for _, label in part])) for part in pairs]
 
@@ -313,8 +313,8 @@ def files_of(folder: Path) -> list[Path]:
     """Return the images in a folder and below it, in the order of their names."""
     if not folder.is_dir():
         raise FileNotFoundError(f"got the folder {str(folder)!r}, which there is not")
-    readable = Image.registered_extensions()
-    return sorted(file for file in folder.rglob("*") if file.suffix.lower() in readable)
+    found = (file for file in folder.rglob("*") if file.suffix.lower() in suffixes())
+    return sorted(file for file in found if not file.is_dir())
 
 
 def dataset_of(table: Mapping[str, Any], folder: Path, source: str) -> Any:
