@@ -138,6 +138,7 @@ def parser() -> argparse.ArgumentParser:
     tuned = commands.add_parser("tune", help="search for the best parameters of rules, as a TOML file says")
     tuned.add_argument("study", type=Path, metavar="FILE.toml", help="the study, see docs/tuning.md")
     tuned.add_argument("--out", type=Path, metavar="FOLDER", help="where to write (default: the file without .toml)")
+    tuned.add_argument("--allow-code", action="store_true", help="run the Python files that the study names")
     for name, command in commands.choices.items():
         command.set_defaults(command=name)
         command.description = command.description or f"{command.prog}: see zennit-attn --help for examples."

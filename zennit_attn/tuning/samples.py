@@ -1,8 +1,8 @@
 """Samples: the model of a study and the images that it explains, from folders, datasets of torchvision, or Python.
 
 Images are split into one set to tune on and one to test on, which share none. A model or a dataset whose name ends with
-``.py`` is a Python file, which is run. Models of transformers may be downloaded by name; datasets are not, unless their
-arguments say so.
+``.py`` is a Python file, which is run if that was asked for. Models of transformers may be downloaded by name; datasets
+are not, unless their arguments say so.
 """
 
 from __future__ import annotations
@@ -152,6 +152,22 @@ def refuse_overlap(tune: Samples, test: Samples, source: str) -> None:
         )
 
 
+def refuse_code(tables: Sequence[Mapping[str, Any]], folder: Path, source: str) -> None:
+    """Raise ValueError if tables of a study name Python files."""
+    names = [str(table["name"]) for table in tables if is_code(table.get("name"))]
+    if names:
+        files = " and ".join(repr(str((folder / name).resolve())) for name in dict.fromkeys(names))
+        raise ValueError(
+            f"{source} names Python code, which would be run: {files}; expected --allow-code, in Python "
+            "allow_code=True, if that is meant"
+        )
+
+
+def is_code(name: Any) -> bool:
+    """Tell whether a name is that of a Python file."""
+    return isinstance(name, str) and name.endswith(".py")
+
+
 def python_module(name: str, folder: Path) -> Any:
     """Run a Python file, and return it as a module; it may import others of its folder.
 
@@ -209,7 +225,7 @@ def read_subject(table: Mapping[str, Any], preset: str, folder: Path, source: st
     name, device = (table.get(key, default) for key, default in zip(MODEL_KEYS, (None, "auto"), strict=True))
     if not isinstance(name, str) or not isinstance(device, str):
         raise TypeError(f"{source} got [model] with name={name!r}, device={device!r}, expected texts")
-    if name.endswith(".py"):
+    if is_code(name):
         module, place = python_module(name, folder), device_of(device)
         preprocess = function_of(module, "preprocess")
         return Subject(
@@ -293,7 +309,7 @@ def read_pictures(table: Mapping[str, Any], counts: list[int], folder: Path, sou
     given = [key for key in ("folder", "name") if isinstance(table.get(key), str)]
     if len(given) != 1:
         raise ValueError(f"{source} got [data] with {sorted(table)}, expected either a folder or a name, as a text")
-    if given == ["name"] and table["name"].endswith(".py"):
+    if given == ["name"] and is_code(table["name"]):
         load_data = function_of(python_module(table["name"], folder), "load_data")
         found = [load_data(split, count) for split, count in zip(SPLITS, counts, strict=True)]
         return [Pictures(item.images, item.labels, getattr(item, "masks", None)) for item in found]
