@@ -31,7 +31,7 @@ FENCE = re.compile(
 SHORTER = {"n_trials=20": "n_trials=2"}
 CI = [line.strip() for line in (ROOT / ".ci" / "run").read_text().splitlines()]
 #: Kinds that are shown, or are of the site alone.
-SHOWN = {"bibtex", "{toctree}"}
+SHOWN = {"bibtex", "{eval-rst}", "{toctree}"}
 
 
 class Block(NamedTuple):
