@@ -31,7 +31,7 @@ FENCE = re.compile(
 SHORTER = {"n_trials=20": "n_trials=2"}
 CI = [line.strip() for line in (ROOT / ".ci" / "run").read_text().splitlines()]
 #: Kinds that are shown, or are of the site alone.
-SHOWN = {"bibtex", "{toctree}"}
+SHOWN = {"bibtex", "{eval-rst}", "{toctree}"}
 
 
 class Block(NamedTuple):
@@ -142,7 +142,7 @@ def test_toml_blocks_are_composites_or_the_study_of_the_examples(block, folder):
         example = tomllib.loads((ROOT / "examples" / "tune_shapes.toml").read_text(encoding="utf-8"))
         assert example.pop("model") == {**content.pop("model"), "device": "cpu"}
         assert example == content
-        read_study(ROOT / "examples" / "tune_shapes.toml")
+        read_study(ROOT / "examples" / "tune_shapes.toml", allow_code=True)
     else:
         load_composite(file)
 

@@ -392,7 +392,7 @@ def test_models_by_name(tmp_path):
 
 def test_checkpoints_of_timm_on_the_hub(tmp_path):
     model = timm.create_model("vit_tiny_patch16_224", num_classes=3)
-    timm.models.save_for_hf(model, tmp_path)
+    timm.models.save_for_hf(model, tmp_path, safe_serialization=True)
     config = json.loads((tmp_path / "config.json").read_text(encoding="utf-8"))
     # as the checkpoints on the hub have none
     config.pop("model_args", None)

@@ -2,6 +2,7 @@
 
 import copy
 import csv
+import functools
 import importlib.util
 import itertools
 import json
@@ -25,22 +26,24 @@ from hypothesis import strategies as st
 from PIL import Image
 from zennit.attribution import Gradient
 
-from zennit_attn import GammaViTComposite, load_composite
+from zennit_attn import GammaViTComposite, cli, load_composite, tuning
 from zennit_attn.composites.configuration import to_toml
-from zennit_attn.errors import InputError
 from zennit_attn.evaluation.baselines import lrp
 from zennit_attn.evaluation.features import fix
 from zennit_attn.evaluation.intervals import Interval
 from zennit_attn.heatmap.ink import hexadecimal
 from zennit_attn.rules import Epsilon, Gamma
 from zennit_attn.targets import MaxLogit
-from zennit_attn.tuning import Samples, Study, Trial, read_study, search, tune
+from zennit_attn.tuning import Samples, Study, Trial, search
 from zennit_attn.tuning.leaderboard import contact_sheet
 from zennit_attn.tuning.scatter import RED, scatter, ticks_of
 from zennit_attn.tuning.space import Space
 from zennit_attn.tuning.study import SCORES
 
 ROOT = Path(__file__).parent.parent
+# studies here name a Python file, which is to be run
+read_study = functools.partial(tuning.read_study, allow_code=True)
+tune = functools.partial(tuning.tune, allow_code=True)
 needs_optuna = pytest.mark.skipif(importlib.util.find_spec("optuna") is None, reason="needs optuna")
 
 TINY = """
@@ -385,7 +388,7 @@ from optuna.storages.journal import JournalFileBackend
 from zennit_attn.tuning import read_study
 
 def work(path, log, trials):
-    study = read_study(path)
+    study = read_study(path, allow_code=True)
     def objective(trial):
         trial.set_user_attr("process", os.getpid())
         return study.objective(study.space.suggest(trial))
@@ -645,15 +648,15 @@ def test_a_folder_of_images_and_a_model_of_transformers(saved_vit, write, tmp_pa
     other = read_study(write(changed(saved_vit, data__seed=1)))
     assert not torch.equal(other.tune.batch["pixel_values"], pixels[0])
 
-    assert search.main(write(saved_vit)) == 0
+    assert cli.main(["tune", str(write(saved_vit))]) == 0
     printed = capsys.readouterr().out
     assert "best of 6 trials" in printed
     assert "on the test samples" in printed
-    assert search.main(path, tmp_path / "study", as_json=True) == 0
+    assert cli.main(["tune", str(path), "--out", str(tmp_path / "study"), "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
     assert load_composite(found["winner"]).linear_gamma == found["best"]["parameters"].get("linear_gamma", 0.05)
-    with pytest.raises(InputError, match="8 images, expected 3 to tune and 6 to test"):
-        search.main(write(changed(saved_vit, data__test=6)))
+    assert cli.main(["tune", str(write(changed(saved_vit, data__test=6)))]) == 2
+    assert "8 images, expected 3 to tune and 6 to test" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("place", ["images", "images/class0/out"])

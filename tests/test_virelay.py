@@ -204,6 +204,7 @@ def test_relevance_of_the_true_class(made, tmp_path):
     images.mkdir()
     (images / "hen").symlink_to(made / "images" / "hen")
     command = ["explain", "--model", str(made / "model"), "--input", str(images), "--target", "hen"]
+    command += ["--files-within", str(made)]
     assert cli.main([*command, "--out", str(tmp_path / "results")]) == 0
     file = write_virelay(open_results(tmp_path / "results"), tmp_path / "project", clusters=[2])
     assert "attribution_strategy: true_label" in file.read_text()

@@ -55,7 +55,7 @@ def device_map_of(args: argparse.Namespace) -> Any:
     if places is not None and places != "auto":
         try:
             places = json.loads(Path(places).read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, RecursionError) as error:
             raise InputError(f"cannot read --device-map {places!r} ({error}); expected auto, or JSON") from error
     if (places is not None or args.tp_plan is not None) and args.dtype is not None:
         raise InputError("got --dtype with --device-map or --tp-plan, which keep the dtype of the file; expected none")

@@ -8,6 +8,7 @@ import json
 
 from ..composites.configuration import PRESETS
 from .parser import DONE
+from .terminal import say_json
 
 
 def run(args: argparse.Namespace) -> int:
@@ -17,7 +18,7 @@ def run(args: argparse.Namespace) -> int:
         found = {
             name: {"description": text, "parameters": PRESETS[name]().parameters()} for name, text in presets.items()
         }
-        print(json.dumps(found, ensure_ascii=False))
+        say_json(found)
         return DONE
     for name, text in presets.items():
         print(f"{name}: {text}")

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import argparse
-import json
 
 from ..composites.parameters import parameters_of
 from ..explain.explainer import empty_model
 from ..explain.loading import check_composite, composite_of
 from .common import be_quiet, content_of
 from .parser import DONE
+from .terminal import say, say_json
 
 
 def run(args: argparse.Namespace) -> int:
@@ -19,11 +19,11 @@ def run(args: argparse.Namespace) -> int:
     composite = composite_of(args.composite or task.preset)
     check_composite(composite, model)
     if not args.json:
-        print(composite.describe(model))
+        say(composite.describe(model))
         return DONE
     found = [
         {"module": name, "role": place, "rule": type(rule).__name__, "parameters": parameters_of(rule)}
         for name, place, rule in composite.assignments(model)
     ]
-    print(json.dumps({"model": args.model, "composite": content_of(composite), "modules": found}, ensure_ascii=False))
+    say_json({"model": args.model, "composite": content_of(composite), "modules": found})
     return DONE

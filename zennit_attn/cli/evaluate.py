@@ -5,12 +5,11 @@ from __future__ import annotations
 import argparse
 import inspect
 import json
-import sys
 from typing import Any
 
 from ..composites.configuration import made_with
 from ..data.buckets import BatchExplainer
-from ..data.parts import Precision, put
+from ..data.parts import Precision
 from ..data.ranks import rank_of
 from ..data.run import Run
 from ..data.sources import source_of
@@ -19,9 +18,11 @@ from ..evidence import STUDIES, Study, open_scores
 from ..evidence.making import Measuring
 from ..evidence.pages import page_of
 from ..evidence.tables import markdown
+from ..files import encoded, put
 from .common import be_quiet
 from .many import device_of, filled
 from .parser import DONE
+from .terminal import say, say_json, tell
 
 #: Options of single studies, which the others do not have.
 OWN = ("answers", "steps", "length", "fills", "agreement", "ablations", "depths")
@@ -36,7 +37,7 @@ def run(args: argparse.Namespace) -> int:
     if data is None:
         data = args.out / "rows.jsonl"
         rows = study.rows(args.samples or 100)
-        put(data, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows).encode())
+        put(data, encoded("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)))
     source = source_of(data)
     count = min(len(source), args.samples or len(source))
     place = Run(args.out, settings_of(args, study, source.digest()), count, args.rows_per_part)
@@ -52,14 +53,14 @@ def run(args: argparse.Namespace) -> int:
     table = markdown(scores, list(shown))
     for name in study.methods:
         if name not in scores.methods:
-            print(f"{name} has no score: {study.refused.get(name, 'it does not apply')}", file=sys.stderr)
-    put(args.out / "table.md", (table + "\n").encode())
-    put(args.out / "page.html", page_of(scores, shown).encode())
+            tell(f"{name} has no score: {study.refused.get(name, 'it does not apply')}")
+    put(args.out / "table.md", encoded(table + "\n"))
+    put(args.out / "page.html", encoded(page_of(scores, shown)))
     if args.json:
-        print(json.dumps({"rows": scores.rows, "measured": scores.rows - len(scores.errors), "results": str(args.out)}))
+        say_json({"rows": scores.rows, "measured": scores.rows - len(scores.errors), "results": str(args.out)})
     else:
-        print(table)
-        print(f"{scores.rows - len(scores.errors)} of {scores.rows} rows measured; page: {args.out / 'page.html'}")
+        say(table)
+        say(f"{scores.rows - len(scores.errors)} of {scores.rows} rows measured; page: {args.out / 'page.html'}")
     return DONE
 
 

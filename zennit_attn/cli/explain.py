@@ -13,12 +13,14 @@ import numpy as np
 
 from ..errors import InputError
 from ..explain import Explainer, Explanation
+from ..explain.loading import refused
 from ..explain.parts import Text
 from ..explain.units import distinct
 from ..targets import Contrastive
 from . import many
 from .common import be_quiet, device_map_of, settings_of
 from .parser import DONE, SAVED
+from .terminal import say, say_json, tell
 
 
 def run(args: argparse.Namespace) -> int:
@@ -37,7 +39,7 @@ def run(args: argparse.Namespace) -> int:
         return DONE  # all processes explain the same, and one of them says it
     for explanation in found:
         for message in explanation.warnings:
-            print(f"zennit-attn: warning: {message}", file=sys.stderr)
+            tell(f"zennit-attn: warning: {message}")
     if args.unit is not None:
         # before something is written, or said
         for explanation in found:
@@ -56,14 +58,14 @@ def run(args: argparse.Namespace) -> int:
             "picture": None if args.out is None else str(args.out),
             "warnings": list(explanation.warnings),
         }
-        print(json.dumps(content, ensure_ascii=False))
+        say_json(content)
         return DONE
     value = f"{explanation.value:+.4g}"
     if explanation.rows[0].logit is not None and len(explanation.rows) == 1:
         value = f"logit {explanation.rows[0].logit:+.4g}"
     if args.contrastive:
         value += f", {explanation.value:+.4g} above the mean of the others"
-    print(f"{explanation.label!r}: {value} ({explainer.composite.preset}, {explainer.device})")
+    say(f"{explanation.label!r}: {value} ({explainer.composite.preset}, {explainer.device})")
     show(explanation, args)
     return DONE
 
@@ -71,7 +73,8 @@ def run(args: argparse.Namespace) -> int:
 def explainer_of(model: str, composite: str | None, args: argparse.Namespace) -> Explainer:
     """Return a model, where the options say that it is."""
     places = device_map_of(args)
-    return Explainer(model, None, composite, args.device, args.dtype, places, tp_plan=args.tp_plan)
+    options = {"tp_plan": args.tp_plan, "allow_pickle": args.allow_pickle}
+    return Explainer(model, None, composite, args.device, args.dtype, places, **options)
 
 
 def show(explanation: Explanation, args: argparse.Namespace) -> None:
@@ -79,7 +82,7 @@ def show(explanation: Explanation, args: argparse.Namespace) -> None:
     if isinstance(explanation.parts[0], Text):
         print(explanation.picture(unit=args.unit or "token"))
     if args.out is not None:
-        print(f"written: {args.out}")
+        say(f"written: {args.out}")
 
 
 def written(explanation: Explanation, args: argparse.Namespace) -> None:
@@ -100,7 +103,7 @@ def beside(explainers: list[Explainer], found: list[Explanation], args: argparse
     print(picture)
     if args.out is not None:
         picture.save(args.out)
-        print(f"written: {args.out}")
+        say(f"written: {args.out}")
     return DONE
 
 
@@ -163,13 +166,11 @@ def series_in(path: Path) -> Any:
     InputError
         If it has none.
     """
-    try:
+    wanted = "expected .npy, or numbers with commas between, a row for each step"
+    with refused(f"cannot read --series {str(path)!r}", wanted):
         if path.suffix.lower() == ".npy":
             return np.load(path, allow_pickle=False)
         return np.loadtxt(path, delimiter=",", ndmin=2)
-    except (OSError, ValueError) as error:
-        wanted = "expected .npy, or numbers with commas between, a row for each step"
-        raise InputError(f"cannot read --series {str(path)!r} ({error}); {wanted}") from error
 
 
 def messages_of(args: argparse.Namespace) -> list[dict[str, Any]] | None:
@@ -183,7 +184,7 @@ def messages_of(args: argparse.Namespace) -> list[dict[str, Any]] | None:
     if args.chat is not None:
         try:
             content = json.loads(args.chat.read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, RecursionError) as error:
             raise InputError(f"cannot read --chat {str(args.chat)!r} ({error}); expected JSON in UTF-8") from error
         if not isinstance(content, list):
             raise InputError(f"got --chat with a {type(content).__name__}, expected a list of messages")

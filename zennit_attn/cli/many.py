@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import json
 import sys
 from collections import Counter
 from collections.abc import Iterator
@@ -25,9 +24,10 @@ from ..errors import InputError
 from ..explain import loading
 from .common import content_of, device_map_of
 from .parser import DONE, SOME_FAILED
+from .terminal import say, say_json, tell
 
 #: Options that are of many rows alone.
-OPTIONS = ("max_tokens", "rows_per_part", "shard", "engine", "workers", "float16", "patches")
+OPTIONS = ("files_within", "max_tokens", "rows_per_part", "shard", "engine", "workers", "float16", "patches")
 #: How many errors are printed.
 SHOWN = 10
 
@@ -59,13 +59,15 @@ def run(args: argparse.Namespace) -> int:
         contrastive=args.contrastive,
         max_new_tokens=args.max_new_tokens,
         folder=source.folder,
+        within=args.files_within,
+        allow_pickle=args.allow_pickle,
         device=device_of(args.device, rank),
         dtype=args.dtype,
         device_map=device_map_of(args),
     )
     maker = Maker(place, source, explain, Precision("float16" if args.float16 else "float32", args.patches))
     counts = filled(args, maker, rank)
-    tell(args, counts, len(source), place)
+    summarise(args, counts, len(source), place)
     return SOME_FAILED if counts["failed"] else DONE
 
 
@@ -126,17 +128,17 @@ def settings_of(args: argparse.Namespace, source: Source) -> dict[str, Any]:
     }
 
 
-def tell(args: argparse.Namespace, counts: Counter[str], rows: int, place: Run) -> None:
+def summarise(args: argparse.Namespace, counts: Counter[str], rows: int, place: Run) -> None:
     """Print what was done, and the first of what could not be."""
     said = {name: counts[name] for name in ("done", "skipped", "failed")}
     if args.json:
-        print(json.dumps({"rows": rows, **said, "results": str(place.folder)}, ensure_ascii=False))
+        say_json({"rows": rows, **said, "results": str(place.folder)})
     else:
-        print(", ".join(f"{count} {what}" for what, count in said.items()) + f"; results: {place.folder}")
+        say(", ".join(f"{count} {what}" for what, count in said.items()) + f"; results: {place.folder}")
     if not counts["failed"]:
         return
     errors = open_results(place.folder, partial=True).errors()
     for row in list(errors)[:SHOWN]:
-        print(f"row {row}: {errors[row]}", file=sys.stderr)
+        tell(f"row {row}: {errors[row]}")
     if len(errors) > SHOWN:
-        print(f"and {len(errors) - SHOWN} others, in the column error", file=sys.stderr)
+        tell(f"and {len(errors) - SHOWN} others, in the column error")

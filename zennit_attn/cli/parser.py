@@ -15,10 +15,12 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from ..errors import InputError
+from ..escapes import escaped
 from ..version import __version__
+from .terminal import tell
 
 DONE, SOME_FAILED, REFUSED, STOPPED = 0, 1, 2, 130
 SUFFIXES = (".html", ".png", ".svg", ".pdf")
@@ -88,25 +90,31 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         return int(importlib.import_module(f".{args.command}", __package__).run(args))
     except InputError as error:
-        print(f"zennit-attn: error: {error}", file=sys.stderr)
+        tell(f"zennit-attn: error: {error}")
         return REFUSED
     except BrokenPipeError:
         # whoever reads the output has enough of it; nothing is left to be flushed at the end
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return DONE
     except OSError as error:
-        print(f"zennit-attn: error: {error}; check the place, its permissions and its room", file=sys.stderr)
+        tell(f"zennit-attn: error: {error}; check the place, its permissions and its room")
         return REFUSED
     except KeyboardInterrupt:
-        print(
-            "zennit-attn: stopped; the same command goes on with a batch or a search where it stopped", file=sys.stderr
-        )
+        tell("zennit-attn: stopped; the same command goes on with a batch or a search where it stopped")
         return STOPPED
+
+
+class Parser(argparse.ArgumentParser):
+    """A parser that does not print what a terminal would obey."""
+
+    def error(self, message: str) -> NoReturn:
+        """Say what is wrong, and leave."""
+        super().error(escaped(message))
 
 
 def parser() -> argparse.ArgumentParser:
     """Return the parser of the command line."""
-    top = argparse.ArgumentParser(
+    top = Parser(
         "zennit-attn",
         description="Explain what a transformer said: the relevance of every token or pixel.",
         epilog=EXAMPLES,
@@ -132,6 +140,7 @@ def parser() -> argparse.ArgumentParser:
     tuned = commands.add_parser("tune", help="search for the best parameters of rules, as a TOML file says")
     tuned.add_argument("study", type=Path, metavar="FILE.toml", help="the study, see docs/tuning.md")
     tuned.add_argument("--out", type=Path, metavar="FOLDER", help="where to write (default: the file without .toml)")
+    tuned.add_argument("--allow-code", action="store_true", help="run the Python files that the study names")
     for name, command in commands.choices.items():
         command.set_defaults(command=name)
         command.description = command.description or f"{command.prog}: see zennit-attn --help for examples."
@@ -249,6 +258,12 @@ def add_explain(command: argparse.ArgumentParser) -> None:
         "columns, .txt with a text in each line, or a folder of images; --out is a folder then",
     )
     many = command.add_argument_group("many rows")
+    many.add_argument(
+        "--files-within",
+        type=Path,
+        metavar="FOLDER",
+        help="rows may name files in this folder, wherever links lead to (default: that of --input; / for any)",
+    )
     many.add_argument("--max-tokens", type=int, metavar="N", help="how many are explained together (default: 512)")
     many.add_argument("--rows-per-part", type=int, metavar="N", help="rows of a file of results (default: 256)")
     add_engine(many)
@@ -264,6 +279,9 @@ def add_explain(command: argparse.ArgumentParser) -> None:
     )
     command.add_argument("--device", default="auto", help="cpu, cuda, cuda:1, mps (default: a GPU if there is one)")
     command.add_argument("--dtype", choices=DTYPES, help="default: that of the loaded model")
+    command.add_argument(
+        "--allow-pickle", action="store_true", help="load weights that are no safetensors: pickles, by torch alone"
+    )
     command.add_argument(
         "--device-map",
         metavar="auto|FILE.json",

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import argparse
-import json
 
 from ..data.index import index_page
 from ..data.results import open_results
 from ..errors import InputError
 from ..explain import Explanation
+from ..files import encoded, put
 from .common import be_quiet
 from .explain import check_place, show, written
 from .parser import DONE
+from .terminal import say, say_json
 
 #: How many rows a page of a folder has.
 FIRST = 100
@@ -28,9 +29,9 @@ def run(args: argparse.Namespace) -> int:
     if args.out is not None:
         written(explanation, args)
     if args.json:
-        print(json.dumps(explanation.to_dict(), ensure_ascii=False))
+        say_json(explanation.to_dict())
         return DONE
-    print(explanation.title())
+    say(explanation.title())
     show(explanation, args)
     return DONE
 
@@ -57,6 +58,6 @@ def page(args: argparse.Namespace) -> int:
         raise InputError("got a folder, of which there is a page in HTML; expected --row, or --out with .html alone")
     results = open_results(args.file, partial=True)
     there = [row for row in range(len(results)) if row // results.size in results.there]
-    out.write_text(index_page(results, there[:FIRST]), encoding="utf-8")
-    print(f"written: {out}")
+    put(out, encoded(index_page(results, there[:FIRST])))
+    say(f"written: {out}")
     return DONE

@@ -3,12 +3,40 @@
 from __future__ import annotations
 
 import argparse
+from dataclasses import asdict
 
-from ..tuning.search import main
+from ..errors import InputError
+from ..tuning.leaderboard import WINNER
+from ..tuning.search import tune
 from .common import be_quiet
+from .parser import DONE
+from .terminal import say, say_json
 
 
 def run(args: argparse.Namespace) -> int:
-    """Search as a file says."""
+    """Search as a file says, and print what was found.
+
+    Raises
+    ------
+    InputError
+        If the file, or what it names, cannot be used.
+    """
     be_quiet()
-    return main(args.study, args.out, args.json)
+    folder = args.study.with_suffix("") if args.out is None else args.out
+    try:
+        result = tune(args.study, folder, allow_code=args.allow_code)
+    except (ImportError, FileNotFoundError, TypeError, ValueError) as error:
+        raise InputError(str(error)) from error
+    if args.json:
+        names = ("test_default", "test_best", "test_difference")
+        found = {"best": asdict(result.best), **{name: asdict(getattr(result, name)) for name in names}}
+        say_json({**found, "trials": len(result.trials), "winner": str(folder / WINNER)})
+        return DONE
+    chosen = ", ".join(
+        f"{name}={value:.4g}" if isinstance(value, float) else f"{name}={value}"
+        for name, value in result.best.parameters.items()
+    )
+    say(f"best of {len(result.trials)} trials: {chosen or 'the default'}")
+    say(result)
+    say(f"written: {folder / WINNER}")
+    return DONE

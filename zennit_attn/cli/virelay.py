@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import argparse
-import json
 
 from ..data.results import open_results
 from ..data.spray import CLUSTERS
 from ..data.virelay import write_virelay
 from .parser import DONE
+from .terminal import say, say_json
 
 
 def run(args: argparse.Namespace) -> int:
@@ -16,7 +16,7 @@ def run(args: argparse.Namespace) -> int:
     clusters = CLUSTERS if args.clusters is None else args.clusters
     file = write_virelay(open_results(args.results), args.out, None, clusters, args.neighbours, args.seed)
     if args.json:
-        print(json.dumps({"project": str(file)}, ensure_ascii=False))
+        say_json({"project": str(file)})
     else:
-        print(f"written: {file}; python -m virelay {file} shows it, in an environment with virelay")
+        say(f"written: {file}; python -m virelay {file} shows it, in an environment with virelay")
     return DONE

@@ -35,6 +35,7 @@ import zennit.types
 from zennit.core import Hook
 
 from .. import rules
+from ..files import encoded, put
 from ..hints import nearest
 from ..version import __version__
 from .parameters import parameters_of
@@ -122,7 +123,7 @@ def load_composite(name_or_path: str | Path, **overrides: Any) -> TransformerCom
         path = preset_file(str(name_or_path))
     try:
         content = tomllib.loads(path.read_text(encoding="utf-8"))
-    except tomllib.TOMLDecodeError as error:
+    except (tomllib.TOMLDecodeError, RecursionError) as error:
         raise ValueError(f"{path} is not valid TOML: {error}") from error
     return composite_of(content, overrides, str(path))
 
@@ -234,7 +235,7 @@ def save_composite(
         If something in the composite cannot be written: a rule that no file can name, a function, a tensor.
     """
     path = Path(path)
-    path.write_text(to_toml(composite, model), encoding="utf-8")
+    put(path, encoded(to_toml(composite, model)))
     return path
 
 

@@ -13,9 +13,10 @@ import torch
 from ..composites.transformer import TransformerComposite
 from ..errors import InputError
 from ..explain import Explainer, Explanation
+from ..explain.loading import refused
 from ..explain.questions import Question
 from ..targets import Contrastive
-from .columns import READ, check_names, question_of, record_of
+from .columns import READ, Files, check_names, question_of, record_of
 
 Found = Explanation | InputError
 
@@ -51,8 +52,11 @@ class BatchExplainer:
         How long an answer is that the model makes.
     folder : str or pathlib.Path, optional
         Where images and audio are looked for that rows name.
+    within : str or pathlib.Path, optional
+        What those have to be in, wherever a link or ``..`` leads to; by default the ``folder``, and ``"/"`` for any.
     **options
-        Of :class:`zennit_attn.Explainer`: ``reader``, ``device``, ``dtype``, ``device_map``, ``labels``.
+        Of :class:`zennit_attn.Explainer`: ``reader``, ``device``, ``dtype``, ``device_map``, ``labels``,
+        ``allow_pickle``.
 
     Raises
     ------
@@ -78,13 +82,14 @@ class BatchExplainer:
         rows: str = "answer",
         max_new_tokens: int | None = None,
         folder: str | Path = ".",
+        within: str | Path | None = None,
         **options: Any,
     ) -> None:
         if max_tokens < 1:
             raise InputError(f"got max_tokens={max_tokens}, expected at least 1")
         self.given = (composite, options)
         self.name = model if isinstance(model, str) else None
-        self.room, self.folder = max_tokens, Path(folder)
+        self.room, self.files = max_tokens, Files(Path(folder), Path(folder if within is None else within))
         self.target, self.contrastive = target, contrastive
         kind = Contrastive if contrastive else None
         self.answer = {"rows": rows, "max_new_tokens": max_new_tokens, "target": kind}
@@ -140,7 +145,9 @@ class BatchExplainer:
                 if isinstance(row, InputError):
                     raise row
                 check_names(row)
-                asked.append((number, self.question(row)))
+                # a row may hold anything, at which what reads it raises anything
+                with refused("cannot read the row", "expected what the task takes, see docs/data.md"):
+                    asked.append((number, self.question(row)))
             except InputError as error:
                 found[number] = error
         with self.explainer.holding():
@@ -150,7 +157,7 @@ class BatchExplainer:
 
     def question(self, row: Mapping[str, Any]) -> Question:
         """Return what a row asks."""
-        return question_of(self.explainer, row, self.folder, self.target, self.contrastive, self.answer)
+        return question_of(self.explainer, row, self.files, self.target, self.contrastive, self.answer)
 
     def in_buckets(self, asked: Sequence[tuple[int, Question]]) -> Iterator[tuple[list[int], list[Found]]]:
         """Yield numbers of rows and their explanations."""

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import difflib
 import functools
-import io
 import json
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
 
 from ..errors import InputError
 from ..explain import Explainer, Explanation
@@ -47,10 +46,72 @@ def check_names(names: Mapping[str, Any]) -> None:
             raise InputError(fault_of(name))
 
 
+@dataclass(frozen=True)
+class Files:
+    """Which files rows may name.
+
+    Attributes
+    ----------
+    folder : pathlib.Path
+        Where names are looked for.
+    within : pathlib.Path
+        What they have to be in, wherever a link or ``..`` leads to.
+    """
+
+    folder: Path
+    within: Path
+
+    def named(self, value: Any) -> Any:
+        """Return the path of a file that a row names; what is no name stays what it is.
+
+        Raises
+        ------
+        InputError
+            If it is elsewhere.
+        """
+        if not isinstance(value, str):
+            return value
+        path = self.folder / value
+        try:
+            is_inside = path.resolve().is_relative_to(self.within.resolve())
+        # links in a circle, and names that no file can have
+        except (OSError, RuntimeError, ValueError) as error:
+            raise InputError(f"cannot read {value!r} ({error}); expected a file") from error
+        if not is_inside:
+            raise InputError(
+                f"got the file {value!r}, which is not in {str(self.within)!r}; expected one that is: say which files "
+                "rows may name, by --files-within FOLDER, in Python by within="
+            )
+        return path
+
+    def image(self, value: Any) -> Any:
+        """Return an image that a row names, or holds as data sets do: ``{"bytes": ..., "path": ...}``."""
+        if isinstance(value, Mapping):
+            value = value.get("bytes") or value.get("path")
+        return self.named(value)
+
+    def messages(self, messages: Any) -> Any:
+        """Return messages with the images that they name; what is wrong with them is said by who reads them."""
+        return [self.message(each) for each in messages] if isinstance(messages, list) else messages
+
+    def message(self, message: Any) -> Any:
+        """Return a message with the images that it names."""
+        content = message.get("content") if isinstance(message, Mapping) else None
+        if not isinstance(content, list):
+            return message
+        parts = [
+            {name: self.image(value) if name in ("image", "path") else value for name, value in part.items()}
+            if isinstance(part, Mapping)
+            else part
+            for part in content
+        ]
+        return {**message, "content": parts}
+
+
 def question_of(
     explainer: Explainer,
     row: Mapping[str, Any],
-    folder: Path,
+    files: Files,
     target: Any,
     contrastive: bool,
     answer: Mapping[str, Any],
@@ -63,8 +124,8 @@ def question_of(
         Whom it asks.
     row : mapping
         Column to value; those that are None are not there.
-    folder : pathlib.Path
-        Where files are looked for that the row names.
+    files : Files
+        Which files it may name.
     target : Any
         Target of rows that have none of their own.
     contrastive : bool
@@ -77,25 +138,23 @@ def question_of(
     InputError
         If something is missing, or does not fit.
     """
-    given = {name: value for name, value in row.items() if name in READ and value is not None}
+    read = {"image": files.image, "audio": files.named, "messages": files.messages}
+    given = {name: read.get(name, same)(value) for name, value in row.items() if name in READ and value is not None}
     target = given.pop("target", target)
     task = explainer.task
     if task.name in ANSWERING and (task.read is None or set(ANSWERED) & given.keys()):
         if target is not None:
             raise InputError("got a target for an answer, expected none: all of its tokens are explained")
         (prompt,) = taken(given, (("messages",), ("text",), ("audio",)), ("image", "documents", "answer"), task.name)
-        image = given.get("image")
-        options = {**answer, "image": None if image is None else image_in(image, folder)}
-        prompt = file_in(prompt, folder) if "audio" in given else prompt
+        options = {**answer, "image": given.get("image")}
         return explainer.question_of_answer(prompt, given.get("answer"), documents=given.get("documents"), **options)
     values = taken(given, task.columns, (), task.name)
-    names = next(names for names in task.columns if set(names) == given.keys())
-    read = {"image": image_in, "audio": file_in}
-    return explainer.question(
-        *(read[name](value, folder) if name in read else value for name, value in zip(names, values, strict=True)),
-        target=target,
-        contrastive=contrastive,
-    )
+    return explainer.question(*values, target=target, contrastive=contrastive)
+
+
+def same(value: Any) -> Any:
+    """Return a value as it is."""
+    return value
 
 
 def taken(
@@ -115,23 +174,6 @@ def taken(
     expected = ", or ".join(" and ".join(names) for names in wanted)
     got = " and ".join(sorted(there)) or "nothing to explain"
     raise InputError(f"got {got} for {task}, expected the columns {expected}; {nearest(got, READ)}")
-
-
-def image_in(value: Any, folder: Path) -> Any:
-    """Return an image that a row names, or holds as data sets do: ``{"bytes": ..., "path": ...}``."""
-    if isinstance(value, Mapping):
-        value = value.get("bytes") or value.get("path")
-    if isinstance(value, bytes):
-        try:
-            return Image.open(io.BytesIO(value))
-        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-            raise InputError(f"cannot read the bytes of an image ({error}); expected a PNG or a JPEG") from error
-    return file_in(value, folder)
-
-
-def file_in(value: Any, folder: Path) -> Any:
-    """Return the path of a file that a row names, looked for from a folder."""
-    return folder / value if isinstance(value, str) else value
 
 
 def record_of(explanation: Explanation) -> dict[str, Any]:

@@ -7,7 +7,6 @@ Text is in ``part-00003.parquet``; what has more dimensions is in ``part-00003.s
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,9 +17,10 @@ from safetensors.numpy import save
 
 from ..errors import InputError
 from ..explain import Explanation
+from ..files import encoded, put
 from .arrow import arrow
 from .buckets import Found
-from .columns import READ, arrays_of, record_of
+from .columns import READ, WRITTEN, arrays_of, record_of
 
 #: What is handed on of the columns that are read, where it is no file's content.
 NAMED = (str, int, float, bool)
@@ -84,21 +84,8 @@ def write(
         put(folder / f"{name_of(number)}.safetensors", save(arrays))
     # what tells that the part is there comes last
     sink = pa.BufferOutputStream()
-    pa.parquet.write_table(table_of(pa, first, table, found, kind), sink, compression="zstd")
+    pa.parquet.write_table(table_of(pa, first, table, found, kind), sink, compression="zstd", write_page_checksum=True)
     put(folder / f"{name_of(number)}.parquet", sink.getvalue())
-
-
-def put(path: Path, content: Any) -> None:
-    """Write a file, which is there as a whole or not at all, whatever happens."""
-    draft = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        with draft.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        draft.replace(path)
-    finally:
-        draft.unlink(missing_ok=True)
 
 
 def table_of(
@@ -122,7 +109,7 @@ def table_of(
         "explanation": pa.string(),
     }
     for name, wanted in types.items():
-        values: list[Any] = [record.get(name) for record in records]
+        values: list[Any] = [storable(record.get(name)) for record in records]
         if wanted == numbers:
             values = [None if value is None else value.astype(kind) for value in values]
         columns[name] = pa.array(values, wanted)
@@ -133,13 +120,31 @@ def handed_on(pa: Any, table: Sequence[Mapping[str, Any] | InputError]) -> dict[
     """Return the columns of the input that results have, too: names of files, texts, and what nobody read."""
     rows = [row if isinstance(row, Mapping) else {} for row in table]
     found = {}
-    for name in dict.fromkeys(name for row in rows for name in row):
-        values = [row.get(name) for row in rows]
+    for name in dict.fromkeys(name for row in rows for name in row if name not in WRITTEN):
+        values = [storable(row.get(name)) for row in rows]
         if name in READ and not all(value is None or isinstance(value, NAMED) for value in values):
             continue
-        try:
-            found[name] = pa.array(values)
-        except (pa.ArrowException, TypeError):
-            # of several kinds, or of none that Arrow knows
-            found[name] = pa.array([None if value is None else json.dumps(value, default=str) for value in values])
+        found[storable(name)] = array_of(pa, values)
     return found
+
+
+def array_of(pa: Any, values: list[Any]) -> Any:
+    """Return values as an array of Arrow; as JSON if they are of several kinds, or of one that no file has."""
+    try:
+        found = pa.array(values)
+        if pa.types.is_nested(found.type):
+            # objects without a key, and lists in lists in lists
+            sink = pa.BufferOutputStream()
+            pa.parquet.write_table(pa.table({"": found}), sink)
+            pa.parquet.ParquetFile(pa.BufferReader(sink.getvalue())).close()
+        return found
+    # an integer of too many digits, and half of a character
+    except (pa.ArrowException, OSError, OverflowError, TypeError, UnicodeEncodeError):
+        return pa.array([None if value is None else json.dumps(value, default=str) for value in values])
+
+
+def storable(value: Any) -> Any:
+    """Return texts without halves of characters, which no file has, but names of files and JSON may."""
+    if isinstance(value, (list, tuple)) and all(isinstance(each, str) for each in value):
+        return [storable(each) for each in value]
+    return encoded(value).decode("utf-8") if isinstance(value, str) else value

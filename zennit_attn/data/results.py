@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -13,10 +14,14 @@ from safetensors import safe_open
 
 from ..errors import InputError
 from ..explain import Explanation
+from ..explain.loading import refused
 from .arrow import arrow
 from .columns import explanation_of
 from .parts import name_of
 from .run import FORMAT, noted
+
+#: What is to be done about a part that is not as it was written.
+AGAIN = "delete it, and run the same command again"
 
 
 class Results:
@@ -41,6 +46,9 @@ class Results:
             raise InputError(f"got {str(folder)!r}, expected a folder that zennit-attn explain --input wrote")
         about = folder / "about.json"
         self.about = noted(about) if about.exists() else {}
+        numbers = [self.settings.get(name) for name in ("rows", "rows_per_part")]
+        if not all(type(number) is int and number > 0 for number in numbers):
+            raise InputError(f"got {str(folder)!r}, whose run.json has no numbers of rows; run the same command again")
         self.size = int(self.settings["rows_per_part"])
         count = -(-len(self) // self.size)
         self.there = [part for part in range(count) if self.file(part).exists()]
@@ -84,7 +92,7 @@ class Results:
         file = self.file(row // self.size).with_suffix(".safetensors")
         if not file.exists():
             return {}
-        with safe_open(file, "np") as found:
+        with refused(f"cannot read {str(file)!r}", AGAIN), safe_open(file, "np") as found:
             own = [name for name in found.keys() if name.startswith(f"{row}/")]
             return {name.partition("/")[2]: found.get_tensor(name) for name in own}
 
@@ -98,7 +106,7 @@ class Results:
         """
         found: list[Any] = []
         for part in self.there:
-            with self.pa.parquet.ParquetFile(self.file(part)) as file:
+            with self.opened(part) as file:
                 if name not in file.schema_arrow.names:
                     raise InputError(f"got the column {name!r}, expected one of {file.schema_arrow.names}")
                 found += file.read([name]).column(name).to_pylist()
@@ -118,9 +126,25 @@ class Results:
         """Return the file of a part."""
         return self.folder / f"{name_of(part)}.parquet"
 
+    @contextmanager
+    def opened(self, part: int) -> Iterator[Any]:
+        """Open the file of a part.
+
+        Raises
+        ------
+        InputError
+            If it is not as it was written.
+        """
+        path = self.file(part)
+        with (
+            refused(f"cannot read {str(path)!r}", AGAIN),
+            self.pa.parquet.ParquetFile(path, memory_map=True, page_checksum_verification=True) as file,
+        ):
+            yield file
+
     def _read(self, part: int) -> Any:
         # a table of one small file: threads and the look for more files would take longer than the reading
-        with self.pa.parquet.ParquetFile(self.file(part), memory_map=True) as file:
+        with self.opened(part) as file:
             return file.read(use_threads=False)
 
 

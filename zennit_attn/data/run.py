@@ -15,7 +15,8 @@ from typing import Any
 from filelock import FileLock, Timeout  # a requirement of torch
 
 from ..errors import InputError
-from .parts import name_of, put
+from ..files import put
+from .parts import name_of
 
 FORMAT, VERSION = "zennit-attn results", 1
 
@@ -109,6 +110,6 @@ def noted(file: Path) -> dict[str, Any]:
             )
     except InputError:
         raise
-    except (OSError, AttributeError, ValueError) as error:
+    except (OSError, AttributeError, ValueError, RecursionError) as error:
         raise InputError(f"cannot read {str(file)!r} ({error}); choose another --out") from error
     return dict(found)

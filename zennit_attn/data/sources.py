@@ -10,13 +10,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
 
 from ..errors import InputError
+from ..explain.images import suffixes
+from ..files import check_file
 from .arrow import arrow
 
 #: A row, or why it could not be read.
 Row = Mapping[str, Any] | InputError
+#: How many bytes a line may have; a longer one is not read.
+LONGEST = 2**24
 WANTED = ".parquet, .jsonl, .csv, .txt with a text in each line, or a folder of images or of parquet files"
 
 
@@ -77,10 +80,15 @@ class Lines(Source):
     def read(self, start: int, end: int) -> list[Row]:
         """Return the rows of some lines."""
         with self.path.open("rb") as file:
-            file.seek(self.places[start])
-            content = file.read(self.places[min(end, len(self))] - self.places[start])
-        lines = content.removesuffix(b"\n").split(b"\n") if content else []
-        return [self.row(line) for line in lines]
+            return [self.row_at(file, place) for place in range(start, min(end, len(self)))]
+
+    def row_at(self, file: Any, place: int) -> Row:
+        """Return the row of a line, which is read alone, so that no more than one is in memory."""
+        first, size = int(self.places[place]), int(self.places[place + 1] - self.places[place])
+        if size > LONGEST:
+            return InputError(f"the line has {size} bytes, expected at most {LONGEST}; cut it")
+        file.seek(first)
+        return self.row(file.read(size).removesuffix(b"\n"))
 
     def row(self, line: bytes) -> Row:
         """Return the row of a line."""
@@ -89,10 +97,12 @@ class Lines(Source):
             if not self.is_json:
                 return {"text": text}
             content = json.loads(text)
-        except ValueError as error:
+        # of lists in lists in lists Python has enough at some depth
+        except (ValueError, RecursionError) as error:
             return InputError(f"the line is not {'valid JSON' if self.is_json else 'UTF-8'}: {error}")
         if not isinstance(content, dict):
-            return InputError(f'got {text!r}, expected an object, such as {{"text": "the keys"}}')
+            some = text if len(text) < 100 else f"{text[:100]}..."
+            return InputError(f'got {some!r}, expected an object, such as {{"text": "the keys"}}')
         return content
 
 
@@ -103,12 +113,17 @@ class Tables(Source):
         super().__init__(path)
         pa = arrow("--input of columns")
         self.files = sorted(path.glob("*.parquet")) if path.is_dir() else [path]
+        for file in self.files:
+            check_file(file)
         try:
             if path.suffix.lower() == ".csv":
                 self.tables: list[Any] = [pa.csv.read_csv(path)]
                 self.counts = [self.tables[0].num_rows]
             else:
-                self.tables = [pa.parquet.ParquetFile(file, memory_map=True) for file in self.files]
+                self.tables = [
+                    pa.parquet.ParquetFile(file, memory_map=True, page_checksum_verification=True)
+                    for file in self.files
+                ]
                 self.counts = [table.metadata.num_rows for table in self.tables]
         except (OSError, pa.ArrowException) as error:
             raise InputError(f"cannot read {str(path)!r} ({error}); expected {WANTED}") from error
@@ -123,7 +138,7 @@ class Tables(Source):
         for table, count in zip(self.tables, self.counts, strict=True):
             low, high = max(start - first, 0), min(end - first, count)
             if low < high:
-                found += rows_of(table, low, high)
+                found += readable_rows(table, low, high)
             first += count
         return found
 
@@ -132,6 +147,15 @@ class Tables(Source):
         if not self.path.is_dir():
             return super().digest()
         return of_names([f"{file.name} {Tables(file).digest()}" for file in self.files])
+
+
+def readable_rows(table: Any, low: int, high: int) -> list[Row]:
+    """Return rows of a table, each an error if the stretch cannot be read."""
+    try:
+        return rows_of(table, low, high)
+    # Arrow's own errors are of these kinds
+    except (OSError, ValueError, MemoryError, NotImplementedError) as error:
+        return [InputError(f"cannot read the rows {low} to {high - 1} of their file ({error})")] * (high - low)
 
 
 def rows_of(table: Any, low: int, high: int) -> list[Row]:
@@ -153,10 +177,9 @@ class Images(Source):
 
     def __init__(self, path: Path) -> None:
         super().__init__(path)
-        readable = Image.registered_extensions()
         found = (file for place in (path.glob("*"), path.glob("*/*")) for file in place)
-        # nothing but files: a pipe would be waited for
-        self.files = sorted(file for file in found if file.suffix.lower() in readable and file.is_file())
+        # what is no file, or leads to none, is a row all the same, which says so
+        self.files = sorted(file for file in found if file.suffix.lower() in suffixes() and not file.is_dir())
 
     def __len__(self) -> int:
         return len(self.files)
@@ -169,7 +192,15 @@ class Images(Source):
 
     def digest(self) -> str:
         """Return a fingerprint of the files' names and sizes: reading a million images would take hours."""
-        return of_names([f"{file.relative_to(self.path)} {file.stat().st_size}" for file in self.files])
+        return of_names([f"{file.relative_to(self.path)} {size_of(file)}" for file in self.files])
+
+
+def size_of(file: Path) -> int:
+    """Return the size of a file, -1 for a link that leads to none."""
+    try:
+        return file.stat().st_size
+    except OSError:
+        return -1
 
 
 def of_names(names: list[str]) -> str:

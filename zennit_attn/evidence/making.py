@@ -8,8 +8,9 @@ from typing import Any
 
 from ..data.arrow import arrow
 from ..data.engines import Maker
-from ..data.parts import name_of, put
+from ..data.parts import name_of
 from ..errors import InputError
+from ..files import put
 from .study import Study
 
 

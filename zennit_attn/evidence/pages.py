@@ -13,7 +13,8 @@ from .tables import Scores, cell, title_of
 #: What the head of a page says, of what scores depend on.
 FACTS = ("model", "study", "input", "dtype")
 TABLE = """
-table { border-collapse: collapse; font-variant-numeric: tabular-nums; } th, td { text-align: left; padding: .2rem .8rem; }
+table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
+th, td { text-align: left; padding: .2rem .8rem; }
 tr { border-bottom: 1px solid color-mix(in srgb, currentColor 15%, transparent); } thead { opacity: .7; }
 section svg { height: auto; background: #fff; border-radius: 4px; }
 """
@@ -41,8 +42,8 @@ def page_of(scores: Scores, meanings: dict[str, str]) -> str:
         f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{written(title)}</title>'
         f'<meta name="viewport" content="width=device-width, initial-scale=1"><style>{STYLE}{TABLE}</style>'
         f"<h1>{written(title)}</h1><dl>{head}</dl><section><h2>Means, with 95 % intervals</h2>{drawn(scores, names)}"
-        f"</section><section><h2>As numbers</h2>{table(scores, names)}<p>Bold: the best of a column, and what cannot be "
-        f"told from it by the paired bootstrap over rows.</p></section><section><h2>The scores</h2><dl>{said}</dl>"
+        f"</section><section><h2>As numbers</h2>{table(scores, names)}<p>Bold: the best of a column, and what cannot "
+        f"be told from it by the paired bootstrap over rows.</p></section><section><h2>The scores</h2><dl>{said}</dl>"
         "</section></html>\n"
     )
 

@@ -1,4 +1,4 @@
-"""Perturbed: how the explained value falls while an input loses its tokens or patches, in several ways of losing them."""
+"""Perturbed: how the explained value falls while an input loses its tokens or patches, in several ways."""
 
 from __future__ import annotations
 

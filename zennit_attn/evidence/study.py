@@ -78,7 +78,9 @@ class Study(ABC):
         if name in METHODS:
             return METHODS[name]
         if not name.endswith(".toml"):
-            raise InputError(f"got the method {name!r}, expected a TOML file, or one of these; {nearest(name, METHODS)}")
+            raise InputError(
+                f"got the method {name!r}, expected a TOML file, or one of these; {nearest(name, METHODS)}"
+            )
         return lrp(composite_of(name))
 
     def relevances(
@@ -114,7 +116,9 @@ class Study(ABC):
 
     def settings(self) -> dict[str, Any]:
         """Return what scores depend on, for JSON."""
-        return {key: value for key, value in vars(self).items() if isinstance(value, (str, int, float, list, type(None)))}
+        return {
+            key: value for key, value in vars(self).items() if isinstance(value, (str, int, float, list, type(None)))
+        }
 
     def scoring(self, model: torch.nn.Module) -> torch.nn.Module:
         """Return the model that computes scores."""

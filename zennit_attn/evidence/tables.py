@@ -6,7 +6,7 @@ import math
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from functools import lru_cache
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -54,14 +54,14 @@ class Scores:
         found = self.values.get((method, score), {})
         return torch.tensor([found[row] for row in (sorted(found) if rows is None else rows)], dtype=torch.float64)
 
-    @lru_cache(maxsize=None)  # noqa: B019
+    @cache  # noqa: B019
     def interval(self, method: str, score: str) -> Interval | None:
         """Return the mean of a score over rows, with its interval; None if the method does not have it."""
         values = self.of(method, score)
         values = values[values.isfinite()]
         return bootstrap(values) if len(values) else None
 
-    @lru_cache(maxsize=None)  # noqa: B019
+    @cache  # noqa: B019
     def best(self, score: str) -> str:
         """Return the method with the highest mean of a score."""
         means = {method: self.interval(method, score) for method in self.methods}

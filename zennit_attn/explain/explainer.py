@@ -63,6 +63,9 @@ class Explainer:
         parallel); all of them have to ask the same.
     labels : sequence of str or mapping of int to str, optional
         Names of the classes, where the model has none.
+    allow_pickle : bool, optional
+        Whether weights of a model of transformers may be pickles, and not safetensors only; torch takes numbers of them
+        alone. Code that comes with a model is never run.
 
     Attributes
     ----------
@@ -91,6 +94,7 @@ class Explainer:
         device_map: Any = None,
         labels: Sequence[str] | Mapping[int, str] | None = None,
         tp_plan: str | None = None,
+        allow_pickle: bool = False,
     ) -> None:
         found: Mapping[int, str] | None = None
         where = loading.places_of(device_map, tp_plan, str(model))
@@ -102,7 +106,7 @@ class Explainer:
             self.device = device_of_module(model) if device == "auto" else loading.device_of(device)
         else:
             self.name, self.device = str(model), loading.device_of(device)
-            self.model, self.reader, self.task, found = loaded(self.name, where)
+            self.model, self.reader, self.task, found = loaded(self.name, where, allow_pickle)
             self.reader = self.reader if reader is None else reader
             self.device = device_of_module(self.model) if where else self.device
         is_placed = isinstance(model, torch.nn.Module) and device == "auto" and dtype is None
@@ -415,7 +419,7 @@ class Explainer:
         return (f"the model does not know some of the words: it reads {self.tokenizer.unk_token} there",)
 
 
-def loaded(name: str, where: Mapping[str, Any]) -> tuple[Any, Any, Task, Mapping[int, str] | None]:
+def loaded(name: str, where: Mapping[str, Any], allow_pickle: bool) -> tuple[Any, Any, Task, Mapping[int, str] | None]:
     """Return a model by its name, its reader, its task, and the names of its classes if it does not have them.
 
     Raises
@@ -432,7 +436,8 @@ def loaded(name: str, where: Mapping[str, Any]) -> tuple[Any, Any, Task, Mapping
     task = task_of_config(config, name)
     if task.wrap is Similarity:
         loading.check_pooling(name)
-    model = loading.load(getattr(transformers, task.loader_of(architecture_of(config))), name, **where)
+    kind = getattr(transformers, task.loader_of(architecture_of(config)))
+    model = loading.load_model(kind, name, allow_pickle, **where)
     reader = loading.load(getattr(transformers, task.reader), name) if task.reader else None
     return model, reader, task, None
 
@@ -504,5 +509,6 @@ def empty_model(name: str) -> tuple[Any, Task]:
     task = task_of_config(config, name)
     kind = getattr(transformers, task.loader_of(architecture_of(config)))
     with torch.device("meta"):
-        model = kind.from_config(config) if hasattr(kind, "from_config") else kind(config)
+        is_auto = hasattr(kind, "from_config")
+        model = kind.from_config(config, trust_remote_code=False) if is_auto else kind(config)
     return (model if task.wrap is None else task.wrap(model)), task

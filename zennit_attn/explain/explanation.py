@@ -12,6 +12,7 @@ import numpy as np
 
 from .. import heatmap
 from ..errors import InputError
+from ..files import encoded, put
 from . import storage
 from .pages import page_of
 from .parts import Array, Part, Picture, Row, Signal, Text, sums
@@ -291,7 +292,7 @@ class Explanation:
             self.picture().save(path)
         elif suffix in PAGE:
             if any(isinstance(part, Text) for part in self.parts):
-                path.write_text(heatmap.page(page_of(self)), encoding="utf-8")
+                put(path, encoded(heatmap.page(page_of(self))))
             else:
                 self.picture().save(path)
         elif suffix == ".safetensors":

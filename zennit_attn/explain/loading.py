@@ -38,7 +38,7 @@ def first_line(text: str) -> str:
 
 
 def load(kind: Any, name: str, **options: Any) -> Any:
-    """Return what an auto class of transformers loads by a name.
+    """Return what an auto class of transformers loads by a name; code that comes with a model is never run.
 
     Raises
     ------
@@ -47,10 +47,42 @@ def load(kind: Any, name: str, **options: Any) -> Any:
     """
     with refused(
         f"{kind.__name__} got the model {name!r} and cannot load it",
-        "expected a folder that save_pretrained wrote, or a name on the Hugging Face hub: check the spelling and the "
-        "connection",
+        "expected a folder that save_pretrained wrote, or a name on the Hugging Face hub, without code of its own: "
+        "check the spelling and the connection",
     ):
-        return kind.from_pretrained(name, **options)
+        # left out, transformers would ask on the terminal
+        return kind.from_pretrained(name, trust_remote_code=False, **options)
+
+
+def load_model(kind: Any, name: str, allow_pickle: bool, **options: Any) -> Any:
+    """Return the model that an auto class of transformers loads by a name.
+
+    Parameters
+    ----------
+    kind : type
+        The auto class.
+    name : str
+        The name.
+    allow_pickle : bool
+        Whether its weights may be pickles, of which torch takes numbers alone, and not safetensors only.
+    **options
+        Others of ``from_pretrained``.
+
+    Raises
+    ------
+    InputError
+        If it cannot.
+    """
+    try:
+        # None: safetensors, if there are some
+        return load(kind, name, use_safetensors=None if allow_pickle else True, **options)
+    except InputError as error:
+        if allow_pickle or "safetensors" not in str(error):
+            raise
+        raise InputError(
+            f"{error}. Weights that are pickles are not loaded by themselves: convert them to safetensors, or say "
+            "--allow-pickle, in Python allow_pickle=True"
+        ) from error
 
 
 @contextmanager
@@ -186,7 +218,10 @@ def timm_model(name: str, empty: bool = False) -> tuple[Any, Any]:
         if empty:
             with torch.device("meta"):
                 return timm.create_model(name), None
-        model = timm.create_model(name, pretrained=not file, **({"checkpoint_path": file} if file else {}))
+        model = timm.create_model(name, pretrained=not file)
+        if file:
+            # some versions of timm would load any pickle
+            timm.models.load_checkpoint(model, file, weights_only=True)
         transform = timm.data.create_transform(**timm.data.resolve_model_data_config(model), is_training=False)
     return model, transform
 

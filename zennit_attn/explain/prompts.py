@@ -14,10 +14,11 @@ from typing import Any
 import torch
 
 from ..errors import InputError
+from .images import image_of
 from .loading import first_line
 from .mosaics import Patches, Tiles, mosaic_of
 from .parts import Part, Segment, Text
-from .reading import encoded, image_of, read_audio, shown, special_ids, text_of
+from .reading import encoded, read_audio, shown, special_ids, text_of
 from .units import Span
 
 #: What a message of a chat is in here: a role, and a content that is a list of parts.

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from ..adapters import target_mask
+from ..errors import InputError
 from ..targets import Each, Target
 from .explanation import Explanation
 
@@ -38,6 +39,11 @@ class Question:
         ``(output, relevance by argument) -> Explanation``, of one sample.
     last : int
         How many positions at the end of the output the target looks at; 0 for all of the output.
+
+    Raises
+    ------
+    InputError
+        If what is explained has a NaN or an infinite value.
     """
 
     batch: dict[str, Any]
@@ -45,6 +51,14 @@ class Question:
     target: Target
     finish: Callable[[Tensor, dict[str, Tensor]], Explanation]
     last: int = 0
+
+    def __post_init__(self) -> None:
+        for name in self.arguments:
+            value = self.batch.get(name)
+            # together with others, such a sample would be explained as if it were zeros
+            if isinstance(value, Tensor) and value.is_floating_point() and not bool(value.isfinite().all()):
+                count = int((~value.isfinite()).sum())
+                raise InputError(f"got {name} with {count} values that are not finite, expected numbers")
 
     def length(self) -> int:
         """Return the number of tokens that the output has positions for, 0 if there are none."""

@@ -10,17 +10,22 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
 from torch import Tensor
 
 from .. import heatmap
 from ..errors import InputError
-from .loading import first_line
+from ..files import check_file
+from .images import image_of
+from .loading import refused
 from .parts import Part, Picture, Segment, Signal, Text
 from .units import Span
 
 # tokenizers that have no limit say so by a huge one
 NO_LIMIT = 10**9
+#: What no model takes of audio: more than two hours at 16 kHz.
+MOST_SAMPLES = 2**27
+#: Types of samples by their bytes.
+WIDTHS = {1: "u1", 2: "<i2", 4: "<i4"}
 
 
 @dataclass(frozen=True)
@@ -65,6 +70,8 @@ def encoded(tokenizer: Any, *texts: str, special: bool = True) -> tuple[dict[str
     for text in texts:
         if not isinstance(text, str) or not text.strip():
             raise InputError(f"got the text {text!r}, expected words")
+        if any("\ud800" <= letter <= "\udfff" for letter in text):
+            raise InputError("got a text with half of a character, a surrogate that is alone; expected characters")
     is_fast = bool(getattr(tokenizer, "is_fast", False))
     found = tokenizer(*texts, return_tensors="pt", add_special_tokens=special, return_offsets_mapping=is_fast)
     offsets = found.pop("offset_mapping", None)
@@ -142,74 +149,6 @@ def check_length(count: int, limit: int, name: str) -> None:
 # images
 
 
-def image_of(given: Any) -> Image.Image:
-    """Return an image, upright and in RGB, of a file's name, an image of Pillow, or an array.
-
-    Raises
-    ------
-    InputError
-        If it is none.
-    """
-    if isinstance(given, (str, Path)):
-        return image_in(Path(given))
-    if isinstance(given, Tensor):
-        given = given.detach().cpu().float().numpy() if given.is_floating_point() else given.cpu().numpy()
-    if isinstance(given, np.ndarray):
-        given = image_of_array(given)
-    if not isinstance(given, Image.Image):
-        raise InputError(f"got {type(given).__name__} as an image, expected a file, an image of Pillow, or an array")
-    return in_colour(given)
-
-
-def in_colour(image: Image.Image) -> Image.Image:
-    """Return an image upright and in RGB."""
-    image = ImageOps.exif_transpose(image)
-    if image.mode.startswith("I;16"):
-        # Pillow would cut off what is above 255
-        image = Image.fromarray((np.asarray(image) // 257).astype(np.uint8))
-    return image.convert("RGB")
-
-
-def image_of_array(given: np.ndarray[Any, Any]) -> Image.Image:
-    """Return the image of an array, of integers up to 255 or of numbers up to 1, with channels first or last.
-
-    Raises
-    ------
-    InputError
-        If it has another shape, or other numbers.
-    """
-    values = given.transpose(1, 2, 0) if given.ndim == 3 and given.shape[0] in (1, 3, 4) else given
-    most = 255 if np.issubdtype(values.dtype, np.integer) else 1
-    is_image = values.ndim == 2 or (values.ndim == 3 and values.shape[-1] in (1, 3, 4))
-    if not is_image or values.size == 0 or values.min() < 0 or values.max() > most:
-        span = f"{values.min()} to {values.max()}" if values.size else "nothing"
-        raise InputError(
-            f"got an array of {values.dtype} of shape {given.shape} with {span} as an image; expected integers from 0 "
-            "to 255, or numbers from 0 to 1, of shape (height, width) with 1, 3 or 4 channels before or after"
-        )
-    values = (values * (255 / most)).round().astype(np.uint8)
-    return Image.fromarray(values.squeeze(-1) if values.ndim == 3 and values.shape[-1] == 1 else values)
-
-
-def image_in(path: Path) -> Image.Image:
-    """Return the image in a file, upright, in RGB.
-
-    Raises
-    ------
-    InputError
-        If Pillow cannot read it.
-    """
-    try:
-        with Image.open(path) as image:
-            return in_colour(image)
-    # Pillow's readers raise SyntaxError and ValueError, too
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise InputError(
-            f"cannot read the image {str(path)!r} ({first_line(str(error))}); expected a PNG, JPEG or "
-            "another file that Pillow opens"
-        ) from error
-
-
 def seen(pixels: Tensor) -> np.ndarray[Any, Any]:
     """Return a model's input of shape ``(channels, height, width)`` with values from 0 to 1."""
     values = pixels.detach().float().cpu()
@@ -234,23 +173,41 @@ def samples_of(given: Any, rate: int | None) -> tuple[np.ndarray[Any, Any], int 
         If it is none, or of another rate than the model's.
     """
     if isinstance(given, (str, Path)):
-        try:
-            with wave.open(str(given), "rb") as file:
-                width, found = file.getsampwidth(), file.getframerate()
-                frames = np.frombuffer(file.readframes(file.getnframes()), {1: "u1", 2: "<i2", 4: "<i4"}[width])
-                values = frames.reshape(-1, file.getnchannels()).mean(1)
-        except (OSError, EOFError, wave.Error, KeyError) as error:
-            raise InputError(
-                f"cannot read {str(given)!r} ({error}); expected a WAV file of 8, 16 or 32 bits"
-            ) from error
+        check_file(Path(given))
+        with (
+            refused(f"cannot read {str(given)!r}", "expected a WAV file of 8, 16 or 32 bits"),
+            wave.open(str(given), "rb") as file,
+        ):
+            width, found, channels = file.getsampwidth(), file.getframerate(), file.getnchannels()
+            if width not in WIDTHS:
+                raise InputError(f"got {str(given)!r} of {8 * width} bits, expected 8, 16 or 32")
+            frames = np.frombuffer(file.readframes(MOST_SAMPLES // channels + 1), WIDTHS[width])
+            values = frames.reshape(-1, channels).mean(1)
+        if frames.size > MOST_SAMPLES:
+            raise InputError(f"got {str(given)!r} of more than {MOST_SAMPLES} samples, expected fewer: cut it")
         if rate is not None and found != rate:
             raise InputError(f"got {str(given)!r} of {found} Hz, expected {rate} Hz: resample it")
         values = (values - 128) / 128 if width == 1 else values / 2.0 ** (8 * width - 1)
         return values.astype(np.float32), found
-    values = np.asarray(given.detach().cpu() if isinstance(given, Tensor) else given, dtype=np.float32)
+    values = numbers_of(given, "audio")
     if values.ndim != 1:
         raise InputError(f"got audio of shape {values.shape}, expected one channel: a vector of samples")
     return values, rate
+
+
+def numbers_of(given: Any, what: str) -> np.ndarray[Any, Any]:
+    """Return an array, or lists of numbers, in single precision.
+
+    Raises
+    ------
+    InputError
+        If there is something else than numbers in it.
+    """
+    with refused(f"cannot read {what} of {type(given).__name__}", "expected numbers"):
+        values = np.asarray(given.detach().cpu().float() if isinstance(given, Tensor) else given)
+        if values.dtype.kind not in "biuf":
+            raise InputError(f"got {what} of {values.dtype}, expected numbers")
+        return values.astype(np.float32)
 
 
 def series_of(given: Any) -> Tensor:
@@ -261,8 +218,8 @@ def series_of(given: Any) -> Tensor:
     InputError
         If it is none.
     """
-    values = torch.as_tensor(np.asarray(given.detach().cpu() if isinstance(given, Tensor) else given))
-    values = values.float()[:, None] if values.dim() == 1 else values.float()
+    values = torch.as_tensor(numbers_of(given, "a series"))
+    values = values[:, None] if values.dim() == 1 else values
     if values.dim() != 2:
         raise InputError(f"got a series of shape {tuple(values.shape)}, expected (time, channels)")
     return values[None]

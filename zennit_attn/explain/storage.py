@@ -6,14 +6,16 @@ Reading builds nothing but texts and numbers, whatever a file holds.
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save_file
+from safetensors import safe_open
+from safetensors.numpy import save
 
 from ..errors import InputError
+from ..files import encoded, put
 from .parts import Array, Part, Picture, Row, Segment, Signal, Text
 
 if TYPE_CHECKING:
@@ -25,6 +27,9 @@ KINDS: dict[str, Any] = {"text": Text, "image": Picture, "signal": Signal}
 ARRAYS = ("relevance", "pixels", "values")
 #: What has their types in JSON, where a number does not tell its own.
 DTYPES = "dtypes"
+KIND_OF = {kind: name for name, kind in KINDS.items()}
+#: What an explanation is about that is a text, if it is there.
+NAMES = ("model", "preset", "target", "rather_than")
 
 
 def to_dict(explanation: Explanation) -> dict[str, Any]:
@@ -83,26 +88,93 @@ def put_together(kind: type[Explanation], content: dict[str, Any], arrays: dict[
         return made(**found, **named)
 
     rows = [{**row, "span": None if row["span"] is None else tuple(row["span"])} for row in content["rows"]]
-    return kind(
-        content["task"],
-        tuple(of(part, str(number)) for number, part in enumerate(content["parts"])),
-        tuple(Row(**row) for row in rows),
-        None if content["answer"] is None else of(content["answer"], "answer"),
-        content["about"],
-        tuple(content["warnings"]),
+    return checked(
+        kind(
+            content["task"],
+            tuple(of(part, str(number)) for number, part in enumerate(content["parts"])),
+            tuple(Row(**row) for row in rows),
+            None if content["answer"] is None else of(content["answer"], "answer"),
+            content["about"],
+            tuple(content["warnings"]),
+        )
     )
+
+
+def checked(explanation: Explanation) -> Explanation:
+    """Return an explanation of which all parts have the types and shapes that they say.
+
+    Raises
+    ------
+    TypeError
+        If one has not.
+    """
+    about = explanation.about
+    texts = [explanation.task, *explanation.warnings, *(about.get(name) or "" for name in NAMES)]
+    wrong = [] if are(texts, str) and explanation.parts and explanation.rows else ["the texts"]
+    wrong += [f"row {number}" for number, row in enumerate(explanation.rows) if not is_row(row)]
+    parts = [*explanation.parts, *([] if explanation.answer is None else [explanation.answer])]
+    count = len(explanation.rows)
+    wrong += [f"the {KIND_OF[type(part)]} {part.name!r}" for part in parts if not is_whole(part, count)]
+    if wrong:
+        raise TypeError(f"{wrong[0]} is not as it was written")
+    return explanation
+
+
+def are(values: Any, kind: Any) -> bool:
+    """Tell whether values are of a type; True and False are no numbers."""
+    return all(isinstance(value, kind) and (kind is bool or not isinstance(value, bool)) for value in values)
+
+
+def is_row(row: Row) -> bool:
+    """Tell whether a row has what it says."""
+    numbers = [value for value in (row.value, row.logit) if value is not None]
+    return (
+        isinstance(row.label, str)
+        and row.value is not None
+        and are(numbers, (int, float))
+        and are([row.index] if row.index is not None else [], int)
+        and (row.span is None or is_span(row.span))
+    )
+
+
+def is_span(span: Any, size: float = math.inf) -> bool:
+    """Tell whether something is a stretch of a text of some size."""
+    return isinstance(span, tuple) and len(span) == 2 and are(span, int) and 0 <= span[0] <= span[1] <= size
+
+
+def is_whole(part: Part, count: int) -> bool:
+    """Tell whether a part has relevance for each of its elements, in some rows, and what is to be shown of them."""
+    relevance = part.relevance
+    is_finite = relevance.dtype.kind == "f" and bool(np.isfinite(relevance).all())
+    if not is_finite or not isinstance(part.name, str) or not relevance.size:
+        return False
+    if isinstance(part, Text):
+        return (
+            are([part.text, *part.tokens], str)
+            and are(part.special, bool)
+            and all(is_span(span, len(part.text)) for span in part.spans)
+            and all(are([each.kind, each.name], str) and is_span(each.span, len(part.text)) for each in part.segments)
+            and {len(part.tokens), len(part.special), len(part.spans)} == {relevance.shape[-1]}
+            and relevance.ndim == 2
+            and len(relevance) == count
+        )
+    shown = part.pixels if isinstance(part, Picture) else part.values
+    is_timed = isinstance(part, Picture) or part.rate is None or are([part.rate], (int, float))
+    places = relevance.shape[-2:] if isinstance(part, Picture) else relevance.shape[1:]
+    same = shown.shape[-2:] if isinstance(part, Picture) else shown.shape
+    return is_timed and shown.dtype.kind in "fiu" and relevance.ndim == 3 and len(relevance) == count and places == same
 
 
 def write_json(path: Path, explanation: Explanation) -> None:
     """Write an explanation as JSON."""
-    path.write_text(json.dumps(to_dict(explanation), ensure_ascii=False), encoding="utf-8")
+    put(path, encoded(json.dumps(to_dict(explanation), ensure_ascii=False)))
 
 
 def write_safetensors(path: Path, explanation: Explanation) -> None:
     """Write an explanation as safetensors: its arrays, and the rest as metadata."""
     content, arrays = taken_apart(explanation)
     contiguous = {place: np.ascontiguousarray(array) for place, array in arrays.items()}
-    save_file(contiguous, path, {"explanation": json.dumps(content, ensure_ascii=False)})
+    put(path, save(contiguous, {"explanation": json.dumps(content)}))
 
 
 def read(path: Path, kind: type[Explanation]) -> Explanation:
@@ -134,5 +206,5 @@ def read(path: Path, kind: type[Explanation]) -> Explanation:
     except InputError:
         raise
     # whatever a file that is no explanation runs into
-    except (OSError, SafetensorError, UnicodeDecodeError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except Exception as error:
         raise InputError(f"cannot read {str(path)!r} ({type(error).__name__}: {error}); {wanted}") from error

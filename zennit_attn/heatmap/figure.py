@@ -16,6 +16,7 @@ from torch import Tensor
 from zennit.cmap import ColorMap
 from zennit.image import CMAPS, get_cmap
 
+from ..files import encoded, put
 from .ink import GREY, Fonts, Pixels, ink_on
 from .spans import document
 
@@ -112,9 +113,9 @@ class Heatmap:
         kind = path.suffix.lower()
         if kind in (".png", ".pdf", ".svg"):
             self.face.check(self.texts)
-            path.write_bytes(sheet.written(self.figure, kind[1:], dpi if kind == ".png" else 300, title))
+            put(path, sheet.written(self.figure, kind[1:], dpi if kind == ".png" else 300, title))
         elif kind == ".html":
-            path.write_text(document(title, self._repr_html_()), encoding="utf-8")
+            put(path, encoded(document(title, self._repr_html_())))
         else:
             raise ValueError(f"got path={os.fspath(path)!r}, expected one that ends with .png, .svg, .html or .pdf")
 

@@ -15,12 +15,12 @@ from typing import Any
 
 import numpy as np
 
+from ..escapes import escape
+
 # a token in brackets is one of a tokenizer's own; DeepSeek's have SentencePiece's sign in a byte-level vocabulary
 SPECIAL = re.compile(r"<[^<>\s]+>|\[[A-Z_]+\d*\]")
 BYTE = re.compile(r"<0x([0-9A-Fa-f]{2})>")
 SUFFIX, SPACE = "</w>", "▁"
-# joiners that shape the letters around them; other format characters could reorder or hide text
-JOINERS = "\u200c\u200d"
 
 
 def byte_alphabet() -> dict[str, int]:
@@ -223,9 +223,3 @@ def visible(word: str) -> str:
     body = word if word.strip(" ") == "" else word.removeprefix(" ")
     blank = len(body) - len(body.lstrip(" "))
     return "·" * blank + "".join(map(escape, body[blank:]))
-
-
-def escape(letter: str) -> str:
-    """Return a letter, or its escape sequence if it is a control, could reorder text, or is no character."""
-    hidden = unicodedata.category(letter) in ("Cc", "Cf", "Cs", "Zl", "Zp") or ord(letter) & 0xFFFE == 0xFFFE
-    return letter.encode("unicode_escape").decode() if hidden and letter not in JOINERS else letter

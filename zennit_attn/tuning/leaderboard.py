@@ -6,6 +6,7 @@ Nothing is chosen here by what the samples to test on say.
 from __future__ import annotations
 
 import csv
+import io
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from ..evaluation.baselines import lrp
 from ..evaluation.features import Patches, Tokens, select
 from ..evaluation.intervals import Interval, bootstrap
 from ..explain.reading import seen
+from ..files import encoded, put
 from ..inputs import single_input
 from .scatter import scatter
 from .study import Study
@@ -107,7 +109,7 @@ def written(study: Study, default: Trial, trials: list[Trial], folder: Path) -> 
     ).save(folder / SCATTER, 200)
     contact_sheet(study, result, before, after).save(folder / CONTACT_SHEET, 200)
     text = to_toml(composite, study.name) + "\n".join(table("[made_with.tuning]", provenance(study, result))) + "\n"
-    (folder / WINNER).write_text(text, encoding="utf-8")
+    put(folder / WINNER, encoded(text))
     return result
 
 
@@ -116,16 +118,17 @@ def write_leaderboard(result: Result, study: Study) -> None:
     tests = {result.default.number: result.test_default, result.best.number: result.test_best}
     ranked = sorted([result.default, *result.trials], key=lambda trial: -trial.score)
     head = ["rank", "trial", *study.space.axes, "score", "low", "high", "test", "test_low", "test_high", "seconds"]
-    with (result.folder / LEADERBOARD).open("w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(head)
-        for rank, trial in enumerate(ranked, 1):
-            title = "default" if trial is result.default else trial.number
-            values = [trial.parameters.get(name, "") for name in study.space.axes]
-            test = asdict(tests[trial.number]).values() if trial.number in tests else [""] * 3
-            scores = [f"{value:.6g}" for value in (trial.score, trial.low, trial.high)]
-            tested = [value and f"{value:.6g}" for value in test]
-            writer.writerow([rank, title, *values, *scores, *tested, f"{trial.seconds:.3f}"])
+    lines = io.StringIO(newline="")
+    writer = csv.writer(lines, lineterminator="\n")
+    writer.writerow(head)
+    for rank, trial in enumerate(ranked, 1):
+        title = "default" if trial is result.default else trial.number
+        values = [trial.parameters.get(name, "") for name in study.space.axes]
+        test = asdict(tests[trial.number]).values() if trial.number in tests else [""] * 3
+        scores = [f"{value:.6g}" for value in (trial.score, trial.low, trial.high)]
+        tested = [value and f"{value:.6g}" for value in test]
+        writer.writerow([rank, title, *values, *scores, *tested, f"{trial.seconds:.3f}"])
+    put(result.folder / LEADERBOARD, encoded(lines.getvalue()))
 
 
 def provenance(study: Study, result: Result) -> dict[str, Any]:

@@ -1,8 +1,8 @@
 """Samples: the model of a study and the images that it explains, from folders, datasets of torchvision, or Python.
 
 Images are split into one set to tune on and one to test on, which share none. A model or a dataset whose name ends with
-``.py`` is a Python file, which is run. Models of transformers may be downloaded by name; datasets are not, unless their
-arguments say so.
+``.py`` is a Python file, which is run if that was asked for. Models of transformers may be downloaded by name; datasets
+are not, unless their arguments say so.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ from torchvision.transforms.v2.functional import pil_to_tensor, to_pil_image
 from ..composites.configuration import require_known
 from ..evaluation.features import Batch, Fixed, fix, select
 from ..explain import Explainer
+from ..explain.images import image_of, suffixes
 from ..explain.loading import device_of
-from ..explain.reading import image_in
 from ..hints import nearest
 from ..inputs import single_input
 from ..targets import Label, MaxLogit
@@ -152,6 +152,22 @@ def refuse_overlap(tune: Samples, test: Samples, source: str) -> None:
         )
 
 
+def refuse_code(tables: Sequence[Mapping[str, Any]], folder: Path, source: str) -> None:
+    """Raise ValueError if tables of a study name Python files."""
+    names = [str(table["name"]) for table in tables if is_code(table.get("name"))]
+    if names:
+        files = " and ".join(repr(str((folder / name).resolve())) for name in dict.fromkeys(names))
+        raise ValueError(
+            f"{source} names Python code, which would be run: {files}; expected --allow-code, in Python "
+            "allow_code=True, if that is meant"
+        )
+
+
+def is_code(name: Any) -> bool:
+    """Tell whether a name is that of a Python file."""
+    return isinstance(name, str) and name.endswith(".py")
+
+
 def python_module(name: str, folder: Path) -> Any:
     """Run a Python file, and return it as a module; it may import others of its folder.
 
@@ -209,7 +225,7 @@ def read_subject(table: Mapping[str, Any], preset: str, folder: Path, source: st
     name, device = (table.get(key, default) for key, default in zip(MODEL_KEYS, (None, "auto"), strict=True))
     if not isinstance(name, str) or not isinstance(device, str):
         raise TypeError(f"{source} got [model] with name={name!r}, device={device!r}, expected texts")
-    if name.endswith(".py"):
+    if is_code(name):
         module, place = python_module(name, folder), device_of(device)
         preprocess = function_of(module, "preprocess")
         return Subject(
@@ -293,7 +309,7 @@ def read_pictures(table: Mapping[str, Any], counts: list[int], folder: Path, sou
     given = [key for key in ("folder", "name") if isinstance(table.get(key), str)]
     if len(given) != 1:
         raise ValueError(f"{source} got [data] with {sorted(table)}, expected either a folder or a name, as a text")
-    if given == ["name"] and table["name"].endswith(".py"):
+    if given == ["name"] and is_code(table["name"]):
         load_data = function_of(python_module(table["name"], folder), "load_data")
         found = [load_data(split, count) for split, count in zip(SPLITS, counts, strict=True)]
         return [Pictures(item.images, item.labels, getattr(item, "masks", None)) for item in found]
@@ -304,7 +320,7 @@ def read_pictures(table: Mapping[str, Any], counts: list[int], folder: Path, sou
     order = torch.randperm(len(items), generator=generator).tolist()
     chosen = order[: counts[0]], order[counts[0] : sum(counts)]
     if given == ["folder"]:
-        return [Pictures([image_in(items[index]) for index in part]) for part in chosen]
+        return [Pictures([image_of(items[index]) for index in part]) for part in chosen]
     pairs = [[items[index] for index in part] for part in chosen]
     return [Pictures([image for image, _ in part], torch.tensor([label for _, label in part])) for part in pairs]
 
@@ -313,8 +329,8 @@ def files_of(folder: Path) -> list[Path]:
     """Return the images in a folder and below it, in the order of their names."""
     if not folder.is_dir():
         raise FileNotFoundError(f"got the folder {str(folder)!r}, which there is not")
-    readable = Image.registered_extensions()
-    return sorted(file for file in folder.rglob("*") if file.suffix.lower() in readable)
+    found = (file for file in folder.rglob("*") if file.suffix.lower() in suffixes())
+    return sorted(file for file in found if not file.is_dir())
 
 
 def dataset_of(table: Mapping[str, Any], folder: Path, source: str) -> Any:

@@ -20,9 +20,8 @@ from tqdm import tqdm  # type: ignore[import-untyped]
 from ..composites.configuration import made_with
 from ..composites.transformer import TransformerComposite
 from ..data.journal import append, complete_lines
-from ..errors import InputError
 from ..evaluation.intervals import bootstrap
-from .leaderboard import WINNER, Result, Trial, written
+from .leaderboard import Result, Trial, written
 from .study import Study, read_study
 
 LOG = "trials.jsonl"
@@ -81,7 +80,7 @@ class Log:
         self.trials.append(trial)
 
 
-def tune(study: Study | str | Path, folder: str | Path, progress: bool = True) -> Result:
+def tune(study: Study | str | Path, folder: str | Path, progress: bool = True, *, allow_code: bool = False) -> Result:
     """Search for the best parameters, and write what was found into a folder.
 
     Called again, it goes on where it was interrupted, and finds what it would have found without. The folder gets
@@ -97,6 +96,8 @@ def tune(study: Study | str | Path, folder: str | Path, progress: bool = True) -
         Where to write; it is made if need be.
     progress : bool, optional
         Whether to show a bar on a terminal.
+    allow_code : bool, optional
+        Whether the file may name Python files, which are run.
 
     Returns
     -------
@@ -111,7 +112,7 @@ def tune(study: Study | str | Path, folder: str | Path, progress: bool = True) -
     ModuleNotFoundError
         If the study needs Optuna, and it is not there.
     """
-    study = study if isinstance(study, Study) else read_study(study)
+    study = study if isinstance(study, Study) else read_study(study, allow_code=allow_code)
     folder = Path(folder)
     refuse_inside(study, folder)
     folder.mkdir(parents=True, exist_ok=True)
@@ -173,45 +174,3 @@ def by_optuna(study: Study, log: Log) -> Iterator[Trial]:
             log.add(try_out(study, study.space.composite(parameters), number, parameters))
         search.tell(asked, log.trials[number + 1].score)
         yield log.trials[number + 1]
-
-
-def main(path: str | Path, folder: str | Path | None = None, as_json: bool = False) -> int:
-    """Tune as a file says, and print what was found: the command ``zennit-attn tune``.
-
-    Parameters
-    ----------
-    path : str or pathlib.Path
-        File of a study.
-    folder : str or pathlib.Path, optional
-        Where to write; by default the path without ``.toml``.
-    as_json : bool, optional
-        Whether to print JSON.
-
-    Returns
-    -------
-    int
-        Exit code: 0.
-
-    Raises
-    ------
-    InputError
-        If the file, or what it names, cannot be used.
-    """
-    folder = Path(path).with_suffix("") if folder is None else Path(folder)
-    try:
-        result = tune(path, folder)
-    except (ImportError, FileNotFoundError, TypeError, ValueError) as error:
-        raise InputError(str(error)) from error
-    if as_json:
-        names = ("test_default", "test_best", "test_difference")
-        found = {"best": asdict(result.best), **{name: asdict(getattr(result, name)) for name in names}}
-        print(json.dumps({**found, "trials": len(result.trials), "winner": str(folder / WINNER)}, ensure_ascii=False))
-        return 0
-    chosen = ", ".join(
-        f"{name}={value:.4g}" if isinstance(value, float) else f"{name}={value}"
-        for name, value in result.best.parameters.items()
-    )
-    print(f"best of {len(result.trials)} trials: {chosen or 'the default'}")
-    print(result)
-    print(f"written: {folder / WINNER}")
-    return 0

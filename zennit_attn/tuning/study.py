@@ -27,7 +27,7 @@ from ..evaluation.perturbation import faithfulness
 from ..evaluation.sanity import occlusion_agreement
 from ..hints import nearest
 from ..inputs import single_input
-from .samples import Samples, digest, model_digest, read_samples, read_subject, refuse_overlap, whole
+from .samples import Samples, digest, model_digest, read_samples, read_subject, refuse_code, refuse_overlap, whole
 from .space import COMPOSITE_KEYS, Space
 
 KEYS = (*COMPOSITE_KEYS, "data", "model", "score", "search")
@@ -110,6 +110,8 @@ class Study:
         How many choices of parameters are tried.
     path : pathlib.Path or None
         The file, if it was read from one. In another process, such a study is read from there again.
+    allow_code : bool
+        Whether it may name Python files then.
 
     Raises
     ------
@@ -129,6 +131,7 @@ class Study:
     ) -> None:
         require_known("key", content, KEYS, source)
         self.path: Path | None = None
+        self.allow_code = False
         # rules are registered on the model itself, which so belongs to one thread at a time
         self.lock = threading.Lock()
         self.content, self.model, self.tune, self.test = content, model, tune, test
@@ -145,7 +148,7 @@ class Study:
     def __reduce__(self) -> tuple[Any, ...]:
         # classes of a Python file that a study runs cannot be imported by another process
         if self.path is not None:
-            return read_again, (self.path, self.identity())
+            return read_again, (self.path, self.identity(), self.allow_code)
         return Study, (self.content, self.model, self.tune, self.test, self.name, self.source)
 
     def refuse_idle(self) -> None:
@@ -267,13 +270,15 @@ class Study:
         }
 
 
-def read_study(path: str | Path) -> Study:
+def read_study(path: str | Path, *, allow_code: bool = False) -> Study:
     """Read a study from a TOML file, with its model and data.
 
     Parameters
     ----------
     path : str or pathlib.Path
-        The file. Other files are looked for in its folder. A model or a dataset that ends with ``.py`` is run.
+        The file. Other files are looked for in its folder.
+    allow_code : bool, optional
+        Whether a model or a dataset may be a Python file, whose name ends with ``.py``: it is run.
 
     Returns
     -------
@@ -283,12 +288,12 @@ def read_study(path: str | Path) -> Study:
     Raises
     ------
     ValueError, TypeError, FileNotFoundError
-        If something in the file is unknown, of a wrong type, or not there.
+        If something in the file is unknown, of a wrong type, not there, or code that is not asked for.
     """
     path = Path(path)
     try:
         content = tomllib.loads(path.read_text(encoding="utf-8"))
-    except tomllib.TOMLDecodeError as error:
+    except (tomllib.TOMLDecodeError, RecursionError) as error:
         raise ValueError(f"{path} is not valid TOML: {error}") from error
     source = str(path)
     require_known("key", content, KEYS, source)
@@ -298,14 +303,16 @@ def read_study(path: str | Path) -> Study:
         if key not in content:
             raise ValueError(f"{source} got no [{key}], expected one")
     model, data = (require_table(key, content[key], source) for key in ("model", "data"))
+    if not allow_code:
+        refuse_code((model, data), path.parent, source)
     subject = read_subject(model, content["preset"], path.parent, source)
     tune, test = read_samples(data, subject, path.parent, source)
     study = Study(content, subject.model, tune, test, subject.name, source)
-    study.path = path.resolve()
+    study.path, study.allow_code = path.resolve(), allow_code
     return study
 
 
-def read_again(path: Path, identity: Mapping[str, str]) -> Study:
+def read_again(path: Path, identity: Mapping[str, str], allow_code: bool) -> Study:
     """Read the study that another process has read.
 
     Raises
@@ -313,7 +320,7 @@ def read_again(path: Path, identity: Mapping[str, str]) -> Study:
     ValueError
         If something that a score depends on has changed.
     """
-    study = read_study(path)
+    study = read_study(path, allow_code=allow_code)
     differs = [key for key, value in study.identity().items() if identity[key] != value]
     if differs:
         raise ValueError(
