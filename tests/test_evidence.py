@@ -265,11 +265,9 @@ def test_the_command_goes_on_where_it_was(tmp_path, capsys):
     assert scores.of("attnlrp", "ΔA (zero)").shape == (5 - len(scores.errors),)
     assert (tmp_path / "out" / "table.md").read_text(encoding="utf-8").strip() in shown
     page = (tmp_path / "out" / "page.html").read_text(encoding="utf-8")
-    assert (
-        "<svg" in page and "AttnLRP" in page 
+    assert "<svg" in page and "AttnLRP" in page
     # nothing is asked for but by the names of the picture's vocabulary
     assert not re.search(r"(src|href)=.http|url\(http|@import", page)
-    )
     assert cli.main([*command[:-1], str(tmp_path / "out"), "--steps", "3"]) == 2
     assert "steps=2" in capsys.readouterr().err
 

@@ -484,8 +484,9 @@ def attention_value_norm(position: int | None = None) -> Method:
         attention = attention_of(model, batch, fixed)[1]
         if len(attention.values) != len(attention.weights):
             raise ValueError(
-                f"attention x value norm got {len(attention.values)} products of {len(attention.weights)} attentions with "
-                f"values in {type(model).__name__}, expected one for each: load it with attn_implementation='sdpa'"
+                f"attention x value norm got {len(attention.values)} products with values of "
+                f"{len(attention.weights)} attentions in {type(model).__name__}, expected one for each: load it with "
+                "attn_implementation='sdpa'"
             )
         norms = [value.norm(dim=-1)[:, :, None] for value in attention.values]
         flow = sum((a * norm).mean(1) for a, norm in zip(attention.weights, norms, strict=True)).detach()
