@@ -2,8 +2,10 @@
 
 from ..latents import Features, Latent, latents_of
 from .channels import ChannelConcept
-from .conditional import AttributionResults, CondAttribution, conditioned
+from .conditional import CondAttribution
+from .conditions import conditioned
 from .patching import Patching, relevance_patching
+from .results import AttributionResults
 from .weights import WeightRelevance, weight_relevance
 
 __all__ = [
