@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_leaves
 from zennit.core import Hook
 
+from ..attribution import activation_of
 from ..engine.handles import Kept
 from ..engine.operands import Form
 from ..errors import InputError
@@ -39,10 +40,7 @@ class Place:
 
     def activation(self) -> Tensor:
         """Return the activation alike; that of a unit of several elements is their norm."""
-        value = self.tensor.detach()
-        if self.found is None or self.found.width == 1:
-            return self.shown(value)
-        return self.found.tidy(value.square()).sqrt()
+        return self.shown(self.tensor.detach()) if self.found is None else activation_of(self.found)
 
 
 @contextmanager

@@ -15,7 +15,7 @@ from .buckets import BatchExplainer
 from .extras import extra
 from .parts import Precision, write
 from .run import Run
-from .sources import Source
+from .sources import Row, Source
 
 #: Seconds after which a part is looked at again that another process makes.
 PATIENCE = 0.5
@@ -48,12 +48,15 @@ class Maker:
             if not is_own:
                 return Counter(skipped=self.length(part)) if self.run.is_there(part) else None
             start, end = self.run.stretch(part)
-            table = self.source.read(start, end)
-            found = self.explain.explanations(table)
-            self.run.note("about.json", self.about())
-            write(self.run.folder, part, start, table, found, self.precision_of())
-            failed = sum(isinstance(each, InputError) for each in found)
-            return Counter(done=len(found) - failed, failed=failed)
+            failed = self.fill(part, start, self.source.read(start, end))
+            return Counter(done=end - start - failed, failed=failed)
+
+    def fill(self, part: int, start: int, table: Sequence[Row]) -> int:
+        """Make a part of the rows from a number; return how many could not be explained."""
+        found = self.explain.explanations(table)
+        self.run.note("about.json", self.about())
+        write(self.run.folder, part, start, table, found, self.precision_of())
+        return sum(isinstance(each, InputError) for each in found)
 
     def about(self) -> dict[str, Any]:
         """Return what the model and its rules are; results of devices differ by rounding alone."""
