@@ -1,5 +1,8 @@
 """What is inside of a model: latents with one name in every architecture, and relevance under conditions on them."""
 
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
 from ..latents import Features, Latent, latents_of
 from .channels import ChannelConcept
 from .conditional import CondAttribution
@@ -8,19 +11,46 @@ from .patching import Patching, relevance_patching
 from .results import AttributionResults
 from .weights import WeightRelevance, weight_relevance
 
+if TYPE_CHECKING:
+    from .maxima import ActMax as ActMax
+    from .maxima import RelMax as RelMax
+    from .references import Reference as Reference
+    from .references import References as References
+    from .references import open_references as open_references
+
+#: What takes transformers, by its module.
+_ASKED = {
+    "ActMax": "maxima",
+    "RelMax": "maxima",
+    "Reference": "references",
+    "References": "references",
+    "open_references": "references",
+}
+
 __all__ = [
+    "ActMax",
     "AttributionResults",
     "ChannelConcept",
     "CondAttribution",
     "Features",
     "Latent",
     "Patching",
+    "Reference",
+    "References",
+    "RelMax",
     "WeightRelevance",
     "conditioned",
     "latents_of",
+    "open_references",
     "relevance_patching",
     "weight_relevance",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _ASKED:
+        return getattr(import_module(f".{_ASKED[name]}", __name__), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:
