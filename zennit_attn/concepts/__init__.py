@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from .references import Reference as Reference
     from .references import References as References
     from .references import open_references as open_references
+    from .showing import unit_page as unit_page
 
 #: What takes transformers, by its module.
 _ASKED = {
@@ -25,6 +26,7 @@ _ASKED = {
     "Reference": "references",
     "References": "references",
     "open_references": "references",
+    "unit_page": "showing",
 }
 
 __all__ = [
@@ -43,6 +45,7 @@ __all__ = [
     "latents_of",
     "open_references",
     "relevance_patching",
+    "unit_page",
     "weight_relevance",
 ]
 

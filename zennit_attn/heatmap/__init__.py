@@ -6,6 +6,7 @@ from .page import page
 from .pairs import pair
 from .panels import images, imgify
 from .rows import TokenHeatmap, pdf_heatmap, tokens
+from .samples import samples
 from .traces import trace
 from .words import clean_tokens
 
@@ -19,6 +20,7 @@ __all__ = [
     "page",
     "pair",
     "pdf_heatmap",
+    "samples",
     "tokens",
     "trace",
 ]
