@@ -7,6 +7,7 @@ from ..latents import Features, Latent, latents_of
 from .channels import ChannelConcept
 from .conditional import CondAttribution
 from .conditions import conditioned
+from .graphs import AttributionGraph, Edge, Node, attribution_graph
 from .patching import Patching, relevance_patching
 from .results import AttributionResults
 from .weights import WeightRelevance, weight_relevance
@@ -31,16 +32,20 @@ _ASKED = {
 
 __all__ = [
     "ActMax",
+    "AttributionGraph",
     "AttributionResults",
     "ChannelConcept",
     "CondAttribution",
+    "Edge",
     "Features",
     "Latent",
+    "Node",
     "Patching",
     "Reference",
     "References",
     "RelMax",
     "WeightRelevance",
+    "attribution_graph",
     "conditioned",
     "latents_of",
     "open_references",

@@ -2,6 +2,7 @@
 
 from .curves import curve
 from .figure import Heatmap
+from .graph import graph
 from .page import page
 from .pairs import pair
 from .panels import images, imgify
@@ -15,6 +16,7 @@ __all__ = [
     "TokenHeatmap",
     "clean_tokens",
     "curve",
+    "graph",
     "images",
     "imgify",
     "page",
