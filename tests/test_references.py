@@ -3,6 +3,7 @@
 import itertools
 import json
 import random
+import re
 
 import pytest
 import torch
@@ -12,8 +13,9 @@ from safetensors.torch import load_file
 from test_data import pixels
 from test_explainer import vision
 
-from zennit_attn import AttnLRPComposite, Explainer, InputXGradient, targets
-from zennit_attn.concepts import ActMax, Features, RelMax, open_references, references
+from zennit_attn import AttnLRPComposite, Explainer, InputXGradient, cli, heatmap, targets
+from zennit_attn.concepts import ActMax, CondAttribution, Features, RelMax, open_references, references, unit_page
+from zennit_attn.concepts.showing import patch_at
 from zennit_attn.concepts.tops import Top, merged
 from zennit_attn.data import open_results
 from zennit_attn.errors import InputError
@@ -243,3 +245,124 @@ def test_one_question_may_have_several_tokens_explained():
     whole, by_token = (RelMax(explainer, latents="head", rows=rows).tops([row])[0] for rows in ("answer", "token"))
     for name, top in whole.items():
         torch.testing.assert_close(by_token[name].scores, top.scores, rtol=1e-4, atol=1e-6)
+
+
+# pages, and the command
+
+
+def test_a_page_shows_what_the_unit_saw_in_its_rows(tmp_path):
+    explainer = Explainer(AGREEMENT)
+    rows = [{"text": text, "target": "are"} for text in ("the keys to the cabinet", "the author of the books")]
+    file = tmp_path / "rows.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    found = RelMax(explainer, latents="head").run(file, tmp_path / "out")
+    name, unit = "model.layers.2.head", 2
+    page = unit_page(found, name, unit, explainer, file)
+    assert "<script" not in page
+    assert "://" not in page
+    assert page.count("<article") == len(found.of(name, unit)) > 0
+    assert page.count("prefers-color-scheme: dark") == 2
+    first = found.of(name, unit)[0]
+    tokens = explainer.tokenizer(rows[first.row]["text"], return_tensors="pt")
+    words = rows[first.row]["text"].split()
+    (are,) = explainer.tokenizer.convert_tokens_to_ids(["are"])
+    heat = CondAttribution(explainer.model)(tokens, [{name: [unit], "y": [are]}], AttnLRPComposite()).heatmap[0]
+    card = page[page.index("<article") : page.index("</article")]
+    assert f"row {first.row}</bdi>" in card
+    shown = re.findall(r'<span(?: class="([^"]*)")? title="([^"]*)">([^<]*)</span>', card)
+    assert [word for *_, word in shown] == words
+    values = [float(value.replace("\u2212", "-")) for _, value, _ in shown]
+    # six digits
+    assert values == pytest.approx(heat.tolist(), rel=1e-4, abs=1e-7)
+    assert [place for place, (kind, *_) in enumerate(shown) if "marked" in kind] == [first.position]
+    assert float(heat.abs().max()) > 1e-3
+
+
+def test_a_page_of_images_marks_a_patch(tmp_path):
+    with torch.no_grad():
+        model, reader, _ = vision("image classification")
+    (tmp_path / "images").mkdir()
+    for number in range(3):
+        Image.fromarray(pixels(number)).save(tmp_path / "images" / f"{number}.png")
+    explainer = Explainer(model, reader)
+    found = ActMax(explainer, latents="neuron", count=2, sign="both").run(tmp_path / "images", tmp_path / "out")
+    (name, *_) = found.tops
+    unit = next(unit for unit in range(9) if found.of(name, unit)[0].position > 0)
+    page = unit_page(found, name, unit, explainer, tmp_path / "images")
+    # images of 32 pixels in patches of 8, behind a class token
+    row, column = divmod(found.of(name, unit)[0].position - 1, 4)
+    assert page.count(f'style="left:{25 * column}%;top:{25 * row}%;width:25%;height:25%"') >= 2
+    assert page.count("data:image/png;base64,") == 4
+
+
+def test_patches_are_where_the_grid_is():
+    # 4 x 2 patches of 8 pixels in an image of 16 x 32
+    assert patch_at(0, 8, (16, 32), 8) == [0, 0, 8, 8]
+    assert patch_at(5, 8, (16, 32), 8) == [8, 8, 8, 8]
+    # behind a class token and four registers
+    assert patch_at(5, 13, (16, 32), 8) == [0, 0, 8, 8]
+    assert patch_at(4, 13, (16, 32), 8) is None
+    # fewer tokens than patches are of something else
+    assert patch_at(1, 7, (16, 32), 8) is None
+    assert patch_at(1, 8, (16, 32), None) is None
+
+
+def test_pages_are_of_the_model_and_the_rows_that_were_looked_through(file, tmp_path):
+    explainer = Explainer(AGREEMENT)
+    found = RelMax(explainer, latents="head", count=2).run(file, tmp_path / "out")
+    with pytest.raises(InputError, match="with composite="):
+        unit_page(found, HEAD, 0, Explainer(AGREEMENT, composite="cp_lrp"), file)
+    file.write_text('{"text": "the keys"}\n')
+    with pytest.raises(InputError, match="with input="):
+        unit_page(found, HEAD, 0, explainer, file)
+
+
+def test_what_pages_show_is_text_and_no_html(tmp_path):
+    text = {"text": "<b> & \x00", "tokens": [[0, 3], [4, 5], [6, 7]], "relevance": [0.5, -1.0, 0.0], "marked": 1}
+    data = {"title": "<i>", "facts": {"a<": "<u>"}, "mark": "<s>", "samples": []}
+    sample = {"title": "<q>", "score": 1.0, "note": "<p>", "text": text}
+    page = heatmap.samples({**data, "samples": [sample]})
+    for tag in ("<b>", "<i>", "<u>", "<s>", "<q>", "\x00"):
+        assert tag not in page
+    assert 'class="n50 marked" title="−1">&amp;</span>' in page
+    for change, match in (
+        ({"text": {**text, "marked": 3}}, "mark at 3"),
+        ({"text": {**text, "relevance": [1.0]}}, "number for each token"),
+        ({"text": text, "score": None}, "float"),
+    ):
+        with pytest.raises((ValueError, TypeError), match=match):
+            heatmap.samples({**data, "samples": [{**sample, **change}]})
+    with pytest.raises(ValueError, match="expected 'text' or 'image'"):
+        heatmap.samples({**data, "samples": [{"title": "", "score": 1.0}]})
+    with pytest.raises(ValueError, match="no samples"):
+        heatmap.samples(data)
+    image = {"src": "http://x", "relevance": [[1.0]], "marked": None}
+    with pytest.raises(ValueError, match="the page loads nothing"):
+        heatmap.samples({**data, "samples": [{"title": "", "score": 1.0, "image": image}]})
+
+
+def test_the_command_finds_shows_and_goes_on(file, tmp_path, capsys, monkeypatch):
+    command = ["units", "--model", AGREEMENT, "--input", str(file), "--out", str(tmp_path / "out"), "--count", "3"]
+    command += ["--rows-per-part", "10", "--latents", "head"]
+    assert cli.main([*command, "--shard", "2/2"]) == 0
+    assert cli.main([*command, "--shard", "2/2", "--page", f"{HEAD}:1"]) == 2
+    said = capsys.readouterr()
+    assert "10 done, 0 skipped, 0 failed" in said.out
+    assert "rows of other processes are missing" in said.err
+    assert cli.main([*command, "--page", f"{HEAD}:1"]) == 0
+    page = tmp_path / "out" / f"{HEAD}-1.html"
+    assert f"13 done, 10 skipped, 0 failed; results: {tmp_path / 'out'}\nwritten: {page}" in capsys.readouterr().out
+    assert page.read_text().count("<article") == 3
+    same = RelMax(Explainer(AGREEMENT), latents="head", count=3).run(file, tmp_path / "other", 10)
+    assert open_references(tmp_path / "out").of(HEAD, 1) == same.of(HEAD, 1)
+    # all is there: no model is loaded
+    monkeypatch.setattr(Explainer, "__init__", None)
+    assert cli.main([*command, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["skipped"] == 23
+    for options, match in (
+        (["--activation"], "of='relevance'"),
+        (["--page", "head"], "expected LATENT:UNIT"),
+        (["--workers", "2"], "without --engine ray"),
+    ):
+        assert cli.main([*command, *options]) == 2
+        assert match in capsys.readouterr().err
