@@ -74,8 +74,9 @@ def main(arguments=None):
     )
     graph.save(args.out / "graph.json")
     graph.picture(f"Why {answer}?").save(args.out / "graph.png")
-    first, *_ = graph.below(0)
-    print(f"{args.out / 'graph.png'}: {answer} has most from {graph.nodes[first.lower].label}")
+    below = [graph.nodes[edge.lower] for edge in graph.below(0)]
+    first = next(node for node in below if not node.rest)
+    print(f"{args.out / 'graph.png'}: {answer} has most from {first.label} of {first.place}")
     return references, graph
 
 
