@@ -22,7 +22,6 @@ CASES = {
     "ActMax, heads and neurons": "plain",
     "one explanation": None,
     "graph of 8 places, 3 units each": "one explanation",
-    "graph of 60 places, 3 units each": "one explanation",
 }
 
 
@@ -49,10 +48,6 @@ def measure(case, count):
     rows = [{"text": text} for text in texts(count)]
     batch = tokenizer(smollm2.TEXT, return_tensors="pt")
 
-    def graph(layers):
-        latents = [f"model.layers.{layer}.{kind}" for layer in layers for kind in ("head", "neuron")]
-        attribution_graph(model, batch, targets.MaxLogit(), explainer.composite, latents)
-
     kinds = {"RelMax, heads": (RelMax, "head"), "RelMax, heads and neurons": (RelMax, ("head", "neuron"))}
     kinds["ActMax, heads and neurons"] = ActMax, ("head", "neuron")
     explainer("the first call is slower")
@@ -65,7 +60,8 @@ def measure(case, count):
     elif case == "one explanation":
         explainer(smollm2.TEXT)
     else:
-        graph(range(26, 30) if " 8 " in case else range(30))
+        latents = [f"model.layers.{layer}.{kind}" for layer in range(26, 30) for kind in ("head", "neuron")]
+        attribution_graph(model, batch, targets.MaxLogit(), explainer.composite, latents)
     return time.process_time() - start, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
@@ -83,9 +79,8 @@ def main():
         command = [sys.executable, __file__, "--rows", str(args.rows), "--case", case]
         said = subprocess.run(command, capture_output=True, text=True, check=True).stdout
         seconds, memory = found[case] = json.loads(said.splitlines()[-1])
-        ratios = (
-            ["", ""] if beside is None else [f"{own / plain:.2f}" for own, plain in zip(found[case], found[beside])]
-        )
+        pairs = zip(found[case], found.get(beside, ()), strict=False)
+        ratios = [f"{own / plain:.2f}" for own, plain in pairs] or ["", ""]
         print(f"| {case} | {seconds:.1f} | {ratios[0]} | {memory:.0f} | {ratios[1]} |", flush=True)
 
 

@@ -194,7 +194,7 @@ def attribution_graph(
     tokens: Sequence[str] | None = None,
     answer: str = OUTPUT,
     least: float = 0.0,
-    batch_size: int = 16,
+    batch_size: int = 4,
     output_key: str | None = None,
     argument: str | None = None,
 ) -> AttributionGraph:
@@ -227,7 +227,7 @@ def attribution_graph(
     least : float, optional
         The share of the explained value below which an edge is left out; it is in ``other`` of its upper node.
     batch_size : int, optional
-        How many nodes share a backward pass.
+        How many nodes share a backward pass, and how many copies of the sample there are in memory.
     output_key, argument
         See :class:`~zennit_attn.InputXGradient`.
 
