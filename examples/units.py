@@ -73,7 +73,7 @@ def main(arguments=None):
         model, batch, targets.MaxLogit(), explainer.composite, latents, tokens=words, answer=answer, least=0.002
     )
     graph.save(args.out / "graph.json")
-    graph.picture(f"Why {answer}?").save(args.out / "graph.png")
+    graph.picture(f"Why {answer}?").save(args.out / "graph.png", dpi=150)
     below = [graph.nodes[edge.lower] for edge in graph.below(0)]
     first = next(node for node in below if not node.rest)
     print(f"{args.out / 'graph.png'}: {answer} has most from {first.label} of {first.place}")
