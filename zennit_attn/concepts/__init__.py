@@ -7,7 +7,8 @@ from ..latents import Features, Latent, latents_of
 from .channels import ChannelConcept
 from .conditional import CondAttribution
 from .conditions import conditioned
-from .graphs import AttributionGraph, Edge, Node, attribution_graph
+from .flows import attribution_graph
+from .graphs import AttributionGraph, Edge, Node
 from .patching import Patching, relevance_patching
 from .results import AttributionResults
 from .weights import WeightRelevance, weight_relevance

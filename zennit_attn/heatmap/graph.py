@@ -84,7 +84,7 @@ def graph(
     >>> levels = [("", [("are", 2.0, 1)]), ("layer 1", [("head 0", 1.5, 1)]), ("", [("the", 0.1, 0), ("keys", 1.9, 1)])]
     >>> picture = heatmap.graph(levels, [((0, 0), (1, 0), 1.5), ((0, 0), (2, 1), 0.5), ((1, 0), (2, 1), 1.4)])
     >>> picture
-    <Heatmap of 4 nodes and 3 edges, 480 x 190 points>
+    <Heatmap of 4 nodes and 3 edges, 480 x 140 points>
     """
     if not levels or not all(nodes for _, nodes in levels):
         raise ValueError("got levels without nodes, expected at least one in each")
