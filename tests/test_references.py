@@ -116,16 +116,21 @@ def test_the_strongest_rows_are_those_of_all_rows_explained_alone(file, tmp_path
     assert compared > 100
 
 
-def test_padding_does_not_count(tmp_path):
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("by", ["max", "sum"])
+def test_padding_does_not_count(tmp_path, kind, by):
     explainer = Explainer(AGREEMENT, dtype="float64")
-    short, long = "the keys", " ".join(WORDS)
-    (tmp_path / "texts.txt").write_text(f"{short}\n{long}\n")
-    together = ActMax(explainer, latents="layer", sign="both", max_tokens=10_000).run(
-        tmp_path / "texts.txt", tmp_path / "out"
+    rows = [{"text": text} for text in ("the keys", " ".join(WORDS))]
+    alone, together = (
+        kind(explainer, latents="layer", by=by, sign="both", max_tokens=tokens) for tokens in (1, 10_000)
     )
-    length = len(explainer.tokenizer(short)["input_ids"])
-    for name in together.tops:
-        assert next(each for each in together.of(name, 0) if each.row == 0).position < length
+    expected, found = alone.tops(rows)[0], together.tops(rows)[0]
+    # rows of several lengths were put together, and were found to agree
+    assert together.pads
+    length = len(explainer.tokenizer("the keys")["input_ids"])
+    for name, top in found.items():
+        torch.testing.assert_close(top.scores, expected[name].scores, rtol=1e-5, atol=1e-8)
+        assert int(top.positions[top.rows == 0].max()) < length
 
 
 @pytest.mark.parametrize("kind", KINDS)
