@@ -228,7 +228,8 @@ def test_what_cannot_be_told_from_the_best_is_bold():
     assert scores.interval("gradient", "x").high > scores.interval("attnlrp", "x").low
     assert scores.behind("gradient", "x") == Interval(*[pytest.approx(-0.5)] * 3)
     lines = markdown(scores, ["x"]).splitlines()
-    assert lines[2].startswith("| AttnLRP | **") and lines[2].endswith("| 0.50 |")
+    assert lines[2].startswith("| AttnLRP | **")
+    assert lines[2].endswith("| 0.50 |")
     assert lines[3].endswith("| – |")
 
 
@@ -265,7 +266,8 @@ def test_the_command_goes_on_where_it_was(tmp_path, capsys):
     assert scores.of("attnlrp", "ΔA (zero)").shape == (5 - len(scores.errors),)
     assert (tmp_path / "out" / "table.md").read_text(encoding="utf-8").strip() in shown
     page = (tmp_path / "out" / "page.html").read_text(encoding="utf-8")
-    assert "<svg" in page and "AttnLRP" in page
+    assert "<svg" in page
+    assert "AttnLRP" in page
     # nothing is asked for but by the names of the picture's vocabulary
     assert not re.search(r"(src|href)=.http|url\(http|@import", page)
     assert cli.main([*command[:-1], str(tmp_path / "out"), "--steps", "3"]) == 2

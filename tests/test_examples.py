@@ -1,6 +1,7 @@
 """The examples, each on a model that needs no network."""
 
 import importlib.util
+import re
 import sys
 from pathlib import Path
 
@@ -26,6 +27,7 @@ import quantized  # noqa: E402
 import smollm2  # noqa: E402
 import train_digits  # noqa: E402
 import training  # noqa: E402
+import units  # noqa: E402
 import vit_gamma  # noqa: E402
 
 HAS_TORCHAO, HAS_BITSANDBYTES = (importlib.util.find_spec(name) is not None for name in ("torchao", "bitsandbytes"))
@@ -47,7 +49,7 @@ def batch():
     return tokenizer(language.PREFIX, return_tensors="pt")
 
 
-@pytest.mark.parametrize("example", [llama, quantized, bert, gpt2_contrastive, vit_gamma, latent])
+@pytest.mark.parametrize("example", [llama, quantized, bert, gpt2_contrastive, vit_gamma, latent, units])
 def test_help_names_models_and_outputs(example, capsys):
     with pytest.raises(SystemExit, match="0"):
         example.main(["--help"])
@@ -166,6 +168,27 @@ def test_latent_relevance_is_that_of_the_attributor(tmp_path, capsys, batch):
     layer, neuron = divmod(int(neurons.abs().argmax()), neurons.shape[1])
     assert f"layer {layer}, neuron {neuron}" in capsys.readouterr().out.split("\n")[2]
     assert {file.name for file in (tmp_path / "latent").iterdir()} == {"layers.png", "heads.png"}
+
+
+def test_a_head_reads_the_subject_of_texts_and_is_in_the_graph(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(units, "texts", lambda is_small, of=units.texts: of(is_small)[:40])
+    references, graph = units.main(["--out", str(tmp_path / "units")])
+    page = (tmp_path / "units" / "model.layers.2.head-2.html").read_text()
+    assert page.count("<article") == 8
+    assert len(list((tmp_path / "units").glob("*.html"))) == 3
+    # in each of its texts, what it reads most is the noun that the verb agrees with
+    for text in re.findall(r'<div class="text".*?</div>', page):
+        first = next(word for word in re.findall(r">(\w+)</span>", text) if word in subjects())
+        assert re.search(r'class="p50[^>]*>(\w+)<', text)[1] == first
+    assert references.of("model.layers.2.head", 2)[0].score > 3
+    assert sum(edge.relevance for edge in graph.below(0)) == pytest.approx(graph.nodes[0].relevance, rel=0.05)
+    assert (tmp_path / "units" / "graph.json").exists()
+    assert size_of(tmp_path / "units" / "graph.png") == size_of(EXAMPLES.parent / "docs/examples/units/graph.png")
+    assert "“have” has most from neuron 113" in capsys.readouterr().out
+
+
+def subjects():
+    return {form for pair in agreement.NOUNS for form in pair}
 
 
 @pytest.mark.parametrize("name", ["gpt2", "qwen3"])

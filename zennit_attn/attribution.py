@@ -366,6 +366,41 @@ class InputXGradient(Attributor, Generic[Result]):
         found: Positions = self.ask(input, attr_output, tells_positions=True)
         return found
 
+    def activations(self, input: Tensor | Mapping[str, Any]) -> dict[str, Tensor]:
+        """Return what the units of the latents compute for an input, from a forward pass alone.
+
+        Parameters
+        ----------
+        input
+            As for a call.
+
+        Returns
+        -------
+        dict of str to torch.Tensor
+            By latent, of the shapes that their relevance has. That of a unit of several elements, as a head or a layer
+            is at a token, is their norm.
+
+        Raises
+        ------
+        InputError
+            If no latents were named.
+
+        Examples
+        --------
+        >>> import torch, transformers
+        >>> from zennit_attn import AttnLRPComposite, InputXGradient
+        >>> config = transformers.LlamaConfig(vocab_size=8, hidden_size=8, intermediate_size=8, num_hidden_layers=1,
+        ...                                   num_attention_heads=2)
+        >>> model = transformers.LlamaForCausalLM(config).eval()
+        >>> attributor = InputXGradient(model, AttnLRPComposite(), latents="head")
+        >>> attributor.activations(torch.tensor([[3, 1, 4]]))["model.layers.0.head"].shape
+        torch.Size([1, 3, 2])
+        """
+        if not self.latents:
+            raise InputError('activations are of latents, of which none were named; expected latents=["head"], say.')
+        found: dict[str, Tensor] = self.ask(input, None, is_forward=True)
+        return found
+
     @holds_state
     def forward(
         self,
@@ -373,10 +408,15 @@ class InputXGradient(Attributor, Generic[Result]):
         attr_output_fn: Any,
         is_ledger: bool = False,
         tells_positions: bool = False,
+        is_forward: bool = False,
     ) -> Any:
         """Explain the output for an input, with the composite registered."""
         given, rest = split_input(input, self.argument)
         given, lost = without_lost(given)
+        if is_forward:
+            with torch.enable_grad():
+                latents = self.run_any(given, rest, False)[1].latents
+            return {name: activation_of(found) for name, found in latents.items()}
         if self.create_graph and freezes(self.composite):
             warnings.warn(
                 "create_graph=True gives gradients of the relevance with respect to the input; the weights are "
@@ -435,13 +475,7 @@ class InputXGradient(Attributor, Generic[Result]):
         # fused attention kernels have no second derivative
         kernel = sdpa_kernel(SDPBackend.MATH) if self.create_graph else nullcontext()
         with torch.enable_grad(), kernel:
-            try:
-                output, inside, values, leaves = self.run(leaves_of(self.model, given), rest, tells_positions)
-                if tells_positions:
-                    plain = self.plain(given, rest)
-                    refuse_other_shape(self.model, whole(explained(output, self.output_key)), plain)
-            except NotLookedUpError as error:
-                output, inside, values, leaves = self.run_surrogates(given, rest, error, tells_positions)
+            output, inside, values, leaves = self.run_any(given, rest, tells_positions)
             sources = [*inside.tensors(), *(leaf for found in leaves.values() for leaf in found.values())]
             constants = [] if recorder is None else recorder.constants
             # of logits that several processes share, a target has to see all
@@ -487,6 +521,13 @@ class InputXGradient(Attributor, Generic[Result]):
                 )
             inputs[name] = [relevance_of(*pair) for pair in pairs]
         return Propagated(output, relevance, inputs, {**inner, **by_unit}, of_positions, better)
+
+    def run_any(self, given: Mapping[str | None, Tensor], rest: Any, tells_positions: bool) -> Forward:
+        """Run the model on leaves, be it one that embeds the ids it is given, or others."""
+        try:
+            return self.run(leaves_of(self.model, given), rest, tells_positions)
+        except NotLookedUpError as error:
+            return self.run_surrogates(given, rest, error, tells_positions)
 
     def run(
         self,
@@ -710,6 +751,12 @@ def relevance_of(value: Tensor, signal: Tensor | None) -> Tensor:
     dtype = torch.float64 if value.dtype == torch.float64 else torch.float32
     relevance = value.to(dtype) * signal.to(dtype)
     return relevance if signal.requires_grad else relevance.detach()
+
+
+def activation_of(found: Found) -> Tensor:
+    """Return the activation of a latent by unit; that of a unit of several elements is their norm."""
+    value = found.tensor.detach()
+    return found.tidy(value) if found.width == 1 else found.tidy(value.square()).sqrt()
 
 
 def mask_of(name: str | None, rest: Mapping[str, Any]) -> Tensor | None:

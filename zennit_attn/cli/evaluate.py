@@ -9,7 +9,6 @@ from typing import Any
 
 from ..composites.configuration import made_with
 from ..data.buckets import BatchExplainer
-from ..data.parts import Precision
 from ..data.ranks import rank_of
 from ..data.run import Run
 from ..data.sources import source_of
@@ -42,8 +41,10 @@ def run(args: argparse.Namespace) -> int:
     count = min(len(source), args.samples or len(source))
     place = Run(args.out, settings_of(args, study, source.digest()), count, args.rows_per_part)
     rank = rank_of(args.shard)
-    explain = BatchExplainer(args.model, folder=source.folder, device=device_of(args.device, rank))
-    counts = filled(args, Measuring(place, source, explain, Precision(), study), rank)
+    explain = BatchExplainer(
+        args.model, folder=source.folder, within=args.files_within, device=device_of(args.device, rank)
+    )
+    counts = filled(args, Measuring(place, source, explain, study=study), rank)
     scores = open_scores(args.out)
     if not scores.values:
         errors = list(dict.fromkeys(scores.errors.values()))

@@ -6,7 +6,7 @@ import argparse
 import contextlib
 import sys
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
@@ -28,8 +28,8 @@ from .terminal import say, say_json, tell
 
 #: Options that are of many rows alone.
 OPTIONS = ("files_within", "max_tokens", "rows_per_part", "shard", "engine", "workers", "float16", "patches")
-#: How many errors are printed.
-SHOWN = 10
+#: How many errors are printed; how many rows a part has, and tokens a bucket, if nothing is said.
+SHOWN, ROWS, TOKENS = 10, 256, 512
 
 
 def check_alone(args: argparse.Namespace) -> None:
@@ -43,38 +43,47 @@ def run(args: argparse.Namespace) -> int:
     """Explain the rows of a file or folder into a folder."""
     if len(args.model) > 1 or len(args.composite or ()) > 1:
         raise InputError("got several models or composites with --input, expected one of each")
+    check_places(args)
+    rank, source = rank_of(args.shard), source_of(args.input)
+    place = Run(args.out, settings_of(args, source), len(source), args.rows_per_part or ROWS)
+    explain = BatchExplainer(args.model[0], (args.composite or [None])[0], **asked(args, rank, source))
+    maker = Maker(place, source, explain, Precision("float16" if args.float16 else "float32", args.patches))
+    counts = filled(args, maker, rank)
+    summarise(args, counts, maker, open_results(place.folder, partial=True).errors() if counts["failed"] else {})
+    return SOME_FAILED if counts["failed"] else DONE
+
+
+def check_places(args: argparse.Namespace) -> None:
+    """Raise InputError if there is nowhere to write to, or a model is to be shared out."""
     if args.out is None:
         raise InputError("got --input without --out, expected a folder for the results, such as --out results")
     if args.input.is_dir() and args.out.resolve() == args.input.resolve():
         raise InputError(f"got {str(args.out)!r} as --input and as --out, expected two folders")
     if args.tp_plan is not None:
         raise InputError("got --tp-plan with --input, expected one input: give --device-map, or a part to each process")
-    rank, source = rank_of(args.shard), source_of(args.input)
-    place = Run(args.out, settings_of(args, source), len(source), args.rows_per_part or 256)
-    explain = BatchExplainer(
-        args.model[0],
-        (args.composite or [None])[0],
-        512 if args.max_tokens is None else args.max_tokens,
-        target=args.target,
-        contrastive=args.contrastive,
-        max_new_tokens=args.max_new_tokens,
-        folder=source.folder,
-        within=args.files_within,
-        allow_pickle=args.allow_pickle,
-        device=device_of(args.device, rank),
-        dtype=args.dtype,
-        device_map=device_map_of(args),
-    )
-    maker = Maker(place, source, explain, Precision("float16" if args.float16 else "float32", args.patches))
-    counts = filled(args, maker, rank)
-    summarise(args, counts, len(source), place)
-    return SOME_FAILED if counts["failed"] else DONE
+
+
+def asked(args: argparse.Namespace, rank: Rank, source: Source) -> dict[str, Any]:
+    """Return what is asked of each row, and by which means."""
+    return {
+        "max_tokens": TOKENS if args.max_tokens is None else args.max_tokens,
+        "target": args.target,
+        "contrastive": args.contrastive,
+        "max_new_tokens": args.max_new_tokens,
+        "folder": source.folder,
+        "within": args.files_within,
+        "allow_pickle": args.allow_pickle,
+        "device": device_of(args.device, rank),
+        "dtype": args.dtype,
+        "device_map": device_map_of(args),
+    }
 
 
 def filled(args: argparse.Namespace, maker: Maker, rank: Rank) -> Counter[str]:
-    """Make the parts of a folder that are this process's and are missing, with progress; return what was done."""
-    own = [part for part in range(maker.run.parts) if rank.has(part)]
-    missing = [part for part in own if not maker.run.is_there(part)]
+    """Make the parts of this process, and return how many rows are ``done``, ``skipped`` and ``failed``."""
+    place = maker.run
+    own = [part for part in range(place.parts) if rank.has(part)]
+    missing = [part for part in own if not place.is_there(part)]
     counts = Counter(skipped=sum(map(maker.length, set(own) - set(missing))))
     bar = tqdm(total=sum(map(maker.length, own)), initial=counts["skipped"], unit="row", disable=None)
     # engines have their say on stdout
@@ -128,16 +137,13 @@ def settings_of(args: argparse.Namespace, source: Source) -> dict[str, Any]:
     }
 
 
-def summarise(args: argparse.Namespace, counts: Counter[str], rows: int, place: Run) -> None:
+def summarise(args: argparse.Namespace, counts: Counter[str], maker: Maker, errors: Mapping[int, str]) -> None:
     """Print what was done, and the first of what could not be."""
-    said = {name: counts[name] for name in ("done", "skipped", "failed")}
+    said, folder = {name: counts[name] for name in ("done", "skipped", "failed")}, maker.run.folder
     if args.json:
-        say_json({"rows": rows, **said, "results": str(place.folder)})
+        say_json({"rows": maker.run.rows, **said, "results": str(folder)})
     else:
-        say(", ".join(f"{count} {what}" for what, count in said.items()) + f"; results: {place.folder}")
-    if not counts["failed"]:
-        return
-    errors = open_results(place.folder, partial=True).errors()
+        say(", ".join(f"{count} {what}" for what, count in said.items()) + f"; results: {folder}")
     for row in list(errors)[:SHOWN]:
         tell(f"row {row}: {errors[row]}")
     if len(errors) > SHOWN:

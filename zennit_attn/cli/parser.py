@@ -39,6 +39,7 @@ EXAMPLES = """examples:
   zennit-attn explain --model gpt2 --input texts.jsonl --out results    # {"text": "...", "target": "..."} a line
   zennit-attn show results --row 17
   zennit-attn virelay results --out project                             # of a folder of images
+  zennit-attn units --model gpt2 --input texts.jsonl --out units --page transformer.h.5.head:1
   zennit-attn composites
   zennit-attn describe --model gpt2 --composite cp_lrp
 
@@ -133,6 +134,7 @@ def parser() -> argparse.ArgumentParser:
     page.add_argument("--clusters", type=int, nargs="+", metavar="K", help="into how many (default: 2 3 4 5 6)")
     page.add_argument("--neighbours", type=int, default=10, metavar="N", help="of a row in SpRAy's graph (default: 10)")
     page.add_argument("--seed", type=int, default=0, metavar="N", help="of what is random in it (default: 0)")
+    add_units(commands.add_parser("units", help="find the rows in which each unit of a model is most relevant"))
     commands.add_parser("composites", help="list the presets and their parameters")
     described = commands.add_parser("describe", help="print module, role and rule of a model; loads no weights")
     add_model(described)
@@ -174,6 +176,7 @@ def add_evaluate(command: argparse.ArgumentParser) -> None:
     command.add_argument("--batch-size", type=int, default=16, metavar="N", help="inputs scored at once (default: 16)")
     command.add_argument("--rows-per-part", type=int, default=8, metavar="N", help="of what is written (default: 8)")
     command.add_argument("--device", default="auto", help="as for explain")
+    command.add_argument("--files-within", type=Path, metavar="FOLDER", help="as for explain")
     add_engine(command)
 
 
@@ -257,6 +260,18 @@ def add_explain(command: argparse.ArgumentParser) -> None:
         help='many rows: .jsonl as {"text": "...", "target": "..."} or {"image": "FILE"}, .parquet or .csv with such '
         "columns, .txt with a text in each line, or a folder of images; --out is a folder then",
     )
+    many = add_many(command)
+    many.add_argument("--float16", action="store_true", help="keep relevance in half precision")
+    many.add_argument("--patches", type=int, metavar="SIZE", help="keep the sums over patches of an image")
+    add_asked(command)
+    command.add_argument(
+        "--tp-plan", choices=("auto",), help="larger models: share the layers out among the processes of torchrun"
+    )
+    add_drawing(command, many=True)
+
+
+def add_many(command: argparse.ArgumentParser) -> Any:
+    """Add the options of many rows, and return their group."""
     many = command.add_argument_group("many rows")
     many.add_argument(
         "--files-within",
@@ -267,8 +282,11 @@ def add_explain(command: argparse.ArgumentParser) -> None:
     many.add_argument("--max-tokens", type=int, metavar="N", help="how many are explained together (default: 512)")
     many.add_argument("--rows-per-part", type=int, metavar="N", help="rows of a file of results (default: 256)")
     add_engine(many)
-    many.add_argument("--float16", action="store_true", help="keep relevance in half precision")
-    many.add_argument("--patches", type=int, metavar="SIZE", help="keep the sums over patches of an image")
+    return many
+
+
+def add_asked(command: argparse.ArgumentParser) -> None:
+    """Add the options of what is explained, and where."""
     command.add_argument(
         "--target",
         metavar="TOKEN_OR_CLASS",
@@ -287,7 +305,39 @@ def add_explain(command: argparse.ArgumentParser) -> None:
         metavar="auto|FILE.json",
         help='larger models: where each module is, {"model.layers.0": "disk", ...}, as accelerate takes it',
     )
-    command.add_argument(
-        "--tp-plan", choices=("auto",), help="larger models: share the layers out among the processes of torchrun"
+
+
+def add_units(command: argparse.ArgumentParser) -> None:
+    """Add the options of ``units``."""
+    command.description = (
+        "Look through many rows for those in which each unit of a model is most relevant, or most active, and write "
+        "pages of units."
     )
-    add_drawing(command, many=True)
+    add_model(command)
+    command.add_argument(
+        "--input", type=Path, required=True, metavar="FILE", help="the rows, as for explain --input, or images' folder"
+    )
+    command.add_argument("--out", type=Path, required=True, metavar="FOLDER", help="what is filled, and gone on with")
+    command.add_argument(
+        "--latents",
+        nargs="+",
+        default=["head", "neuron"],
+        metavar="NAME",
+        help="which units: head, neuron, residual, layer, expert, names or patterns (default: head neuron)",
+    )
+    command.add_argument("--count", type=int, default=8, metavar="N", help="how many rows of each unit (default: 8)")
+    command.add_argument(
+        "--by", choices=("max", "sum"), default="max", help="the strongest position of a row (default), or their sum"
+    )
+    command.add_argument(
+        "--sign", choices=("positive", "negative", "both"), default="positive", help="which values (default: positive)"
+    )
+    command.add_argument("--activation", action="store_true", help="look for activation, not for relevance")
+    command.add_argument(
+        "--page", nargs="+", default=[], metavar="LATENT:UNIT", help="write pages, such as of model.layers.1.head:2"
+    )
+    command.add_argument("--max-new-tokens", type=int, metavar="N", help="how long an answer is made (default: 64)")
+    add_many(command)
+    add_asked(command)
+    # many rows are not shared out by layers
+    command.set_defaults(tp_plan=None)

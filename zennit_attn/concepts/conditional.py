@@ -2,98 +2,36 @@
 
 from __future__ import annotations
 
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, nullcontext
-from dataclasses import dataclass
+from contextlib import ExitStack, nullcontext
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_leaves
-from zennit.core import Composite, Hook
+from zennit.core import Composite
 
 from ..adapters import explained, target_mask
 from ..attribution import mask_of as padding_mask_of
-from ..attribution import relevance_of, tokens_of
+from ..attribution import tokens_of
 from ..engine.functions import divide
 from ..engine.operands import Form
 from ..engine.state import explaining
 from ..errors import InputError
-from ..hints import nearest
-from ..inputs import Leaves, leaves_of, split_input
-from ..latents import Features, Found, first_of, latents_of, watching
+from ..inputs import leaves_of, split_input
+from ..latents import Features
 from ..targets import MASK, Labels, Target
 from .channels import mask_of
+from .passes import Run, in_form, passed
+from .places import Place, looking
+from .results import AttributionResults, joined
+from .samples import Condition, broadcast, rows_of, size_of
 
-#: Units by the name of a layer or a latent; under "y" what is explained.
-Condition = Mapping[str, Any]
 #: A concept, or a function, for all names or by name.
 MaskMap = Any
 #: What leaves some units of a signal.
 Mask = Callable[[Tensor], Tensor]
-
-
-class AttributionResults(NamedTuple):
-    """What conditional attribution returns, a row for each condition.
-
-    Attributes
-    ----------
-    heatmap : torch.Tensor
-        Relevance of the input: of token ids ``(batch, tokens)``; of pixels summed over the colours.
-    activations, relevances : dict of str to torch.Tensor
-        Of each layer that was recorded or has a condition: its tensor, and the relevance at it, of a latent by unit.
-    prediction : torch.Tensor
-        The explained output, or the activation of the layer that was started at.
-    """
-
-    heatmap: Tensor
-    activations: dict[str, Tensor]
-    relevances: dict[str, Tensor]
-    prediction: Tensor
-
-
-@dataclass
-class Place:
-    """A tensor inside of a model at which relevance is recorded, masked, or started."""
-
-    tensor: Tensor
-    module: torch.nn.Module
-    samples: int
-    found: Found | None = None
-
-    def shown(self, relevance: Tensor) -> Tensor:
-        """Return relevance with the samples first: of a latent by unit."""
-        if self.found is not None:
-            return self.found.tidy(relevance)
-        # windows of an image, for example, are many for each sample
-        return relevance if len(relevance) == self.samples else relevance.unflatten(0, (self.samples, -1))
-
-    def activation(self) -> Tensor:
-        """Return the activation alike; that of a unit of several elements is their norm."""
-        value = self.tensor.detach()
-        if self.found is None or self.found.width == 1:
-            return self.shown(value)
-        return self.found.tidy(value.square()).sqrt()
-
-
-@dataclass
-class Run:
-    """A forward pass: what it was given and returned, and the places inside, in the order of the pass."""
-
-    output: Tensor
-    mask: Tensor | None
-    leaves: Leaves
-    name: str | None
-    is_tokens: bool
-    padding: Tensor | None
-    places: dict[str, Place]
-    form: Form
-
-    def sources(self) -> list[Tensor]:
-        """Return the leaves of the input."""
-        return list(self.leaves[self.name].values())
 
 
 class CondAttribution:
@@ -446,185 +384,3 @@ class CondAttribution:
         if run.is_tokens:
             return tokens_of(parts, run.padding)
         return parts[0].sum(1) if parts[0].dim() > 3 else parts[0].sum(-1) if parts[0].dim() == 3 else parts[0]
-
-
-@contextmanager
-def conditioned(
-    model: torch.nn.Module,
-    conditions: Sequence[Condition],
-    mask_map: MaskMap = None,
-    features: Sequence[Features] = (),
-    form: Form = "relevance",
-) -> Iterator[None]:
-    """Let conditions hold in every backward pass of a model, whatever attributor runs it.
-
-    What goes around the layers, through shortcuts, reaches the input, too.
-
-    Parameters
-    ----------
-    model : torch.nn.Module
-        The model, on which the rules are already: enter the attributor first.
-    conditions : sequence of dict
-        Units by layer or latent, for each sample of the batches to come; one condition is for all samples.
-    mask_map, features
-        See :class:`CondAttribution`.
-    form : {"relevance", "gradient"}, optional
-        Form of the backward signal: zennit's own attributors have the relevance form (default).
-
-    Raises
-    ------
-    InputError
-        If a condition names what there is not, or what is explained.
-
-    Examples
-    --------
-    >>> import torch
-    >>> from zennit.attribution import Gradient
-    >>> from zennit.composites import EpsilonPlus
-    >>> from zennit_attn.concepts import conditioned
-    >>> layers = torch.nn.Conv2d(3, 4, 2), torch.nn.ReLU(), torch.nn.Flatten(), torch.nn.Linear(4, 2)
-    >>> model = torch.nn.Sequential(*layers)
-    >>> with Gradient(model, EpsilonPlus()) as attributor, conditioned(model, [{"0": [0]}]):
-    ...     output, relevance = attributor(torch.rand(5, 3, 2, 2), lambda output: output)
-    """
-    names = list(dict.fromkeys(name for condition in conditions for name in condition))
-    if CondAttribution.MODEL_OUTPUT_NAME in names or not conditions:
-        raise InputError(
-            f"got the conditions {list(conditions)}, expected at least one, and none on 'y': what is explained is the "
-            "attributor's to know."
-        )
-    samples = None if len(conditions) == 1 else len(conditions)
-
-    def note(name: str, place: Place) -> None:
-        base = name.split("#")[0]
-        size = place.samples
-        if samples is not None and size != samples:
-            raise InputError(f"got {samples} conditions for a batch of {size}, expected one for each sample, or one.")
-        each = conditions if samples is not None else [*conditions] * size
-        kept = {row: condition[base] for row, condition in enumerate(each) if base in condition}
-        given = mask_map.get(base) if isinstance(mask_map, Mapping) else mask_map
-        place.tensor.register_hook(mask_of(base, place.found, place.module, given, kept))
-
-    with looking(model, names, features, form, note):
-        yield
-
-
-@contextmanager
-def looking(
-    model: torch.nn.Module,
-    names: Sequence[str],
-    features: Sequence[Features],
-    form: Form,
-    note: Callable[[str, Place], None],
-) -> Iterator[None]:
-    """Call something with each place of some names while a model runs.
-
-    Raises
-    ------
-    InputError
-        If there is no module and no latent of a name, or rules of zennit are put on after it was asked for.
-    """
-    named, known = dict(model.named_modules()), latents_of(model)
-    own = {feature.name for feature in features}
-    unknown = [name for name in names if name not in named and name not in known and name not in own]
-    if unknown:
-        choices = [*known, *own, *named]
-        raise InputError(
-            f"got {unknown[0]!r}, which is neither a latent nor a module of {type(model).__name__}; "
-            + nearest(unknown[0], choices)
-        )
-    latents = [name for name in names if name in known]
-    # filled by the forward pass
-    shape: list[int] = []
-    counts = Counter[str]()
-
-    def begin(_: Any, args: Any, kwargs: Any) -> None:
-        counts.clear()
-        shape[:] = next(value.shape for value in tree_leaves((args, kwargs)) if isinstance(value, Tensor))
-
-    def act(found: Found) -> None:
-        if found.latent.kind != "error":
-            note(found.latent.name, Place(found.tensor, named[found.latent.module], found.samples, found))
-
-    def comes_out(name: str, module: Any, args: Any, output: Any) -> None:
-        tensor = first_of(output)
-        if not (isinstance(tensor, Tensor) and tensor.requires_grad):
-            return
-        # zennit's hooks have a part of the graph of their own, behind which the relevance is the layer's
-        hooks = list(module._forward_hooks.values())
-        if any(isinstance(getattr(hook, "__self__", None), Hook) for hook in hooks[hooks.index(mine[name]) + 1 :]):
-            raise InputError(
-                f"rules of zennit were put on {name!r} after the conditions; expected the attributor to be entered "
-                "first: with Gradient(model, composite) as attributor, conditioned(model, conditions): ..."
-            )
-        counts[name] += 1
-        note(name if counts[name] == 1 else f"{name}#{counts[name]}", Place(tensor, module, shape[0]))
-
-    mine = {name: partial(comes_out, name) for name in names if name not in known and name not in own}
-    with ExitStack() as stack:
-        stack.callback(model.register_forward_pre_hook(begin, with_kwargs=True, prepend=True).remove)
-        stack.enter_context(watching(model, [*latents, *features], shape, act, form))
-        for name, hook in mine.items():
-            stack.callback(named[name].register_forward_hook(hook).remove)
-        yield
-
-
-def passed(root: Tensor, signal: Tensor, sources: Sequence[Tensor]) -> tuple[Tensor | None, ...]:
-    """Return the signal at each source, None where there is no path."""
-    if not sources:
-        return ()
-    if not root.requires_grad:
-        return (None,) * len(sources)
-    return torch.autograd.grad(root, sources, signal, retain_graph=True, allow_unused=True)
-
-
-def in_form(form: Form, value: Tensor, signal: Tensor | None) -> Tensor:
-    """Return relevance, given the signal of a form."""
-    if form == "gradient":
-        return relevance_of(value, signal).detach()
-    return torch.zeros_like(value).detach() if signal is None else signal.detach()
-
-
-def size_of(data: Tensor | Mapping[str, Any]) -> int:
-    """Return the number of samples of a tensor or a batch."""
-    tensors = [value for value in ([data] if isinstance(data, Tensor) else data.values()) if isinstance(value, Tensor)]
-    if not tensors:
-        raise InputError(f"got data of type {type(data).__name__} without tensors, expected a tensor or a batch.")
-    return len(tensors[0])
-
-
-def rows_of(data: Tensor | Mapping[str, Any], rows: Sequence[int]) -> Any:
-    """Return some samples of a tensor or a batch, in an order."""
-    if isinstance(data, Tensor):
-        return data[list(rows)]
-    size = size_of(data)
-    return {
-        key: value[list(rows)] if isinstance(value, Tensor) and value.dim() and len(value) == size else value
-        for key, value in data.items()
-    }
-
-
-def broadcast(data: Any, conditions: Sequence[Condition]) -> tuple[Any, list[Condition]]:
-    """Return as many samples as conditions: as given, or each sample under each condition."""
-    size, count = size_of(data), len(conditions)
-    if not count:
-        raise InputError("got no condition, expected at least one, such as {'y': [7]}.")
-    if size == count:
-        return data, list(conditions)
-    return rows_of(data, [row for row in range(size) for _ in range(count)]), [*conditions] * size
-
-
-def joined(parts: Sequence[AttributionResults], order: Sequence[int]) -> AttributionResults:
-    """Return the rows of several results in the order of their conditions."""
-    places = sorted(range(len(order)), key=order.__getitem__)
-
-    def join(values: Sequence[Tensor]) -> Tensor:
-        return values[0] if len(values) == 1 else torch.cat(list(values))[places]
-
-    first = parts[0]
-    return AttributionResults(
-        join([part.heatmap for part in parts]),
-        {name: join([part.activations[name] for part in parts]) for name in first.activations},
-        {name: join([part.relevances[name] for part in parts]) for name in first.relevances},
-        join([part.prediction for part in parts]),
-    )

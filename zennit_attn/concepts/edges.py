@@ -13,7 +13,9 @@ from ..composites.presets import RelPComposite
 from ..composites.registration import input_x_gradient
 from ..errors import InputError
 from ..latents import WRITERS, Found, chosen
-from .conditional import CondAttribution, Run, passed, size_of
+from .conditional import CondAttribution
+from .passes import Run, passed
+from .samples import size_of
 from .stream import Stream, residual_stream
 from .weights import is_matrix, matrix_of
 

@@ -13,7 +13,9 @@ from ..composites.presets import RelPComposite
 from ..composites.registration import input_x_gradient
 from ..errors import InputError
 from ..latents import Features, chosen
-from .conditional import CondAttribution, passed, size_of
+from .conditional import CondAttribution
+from .passes import passed
+from .samples import size_of
 
 
 class Patching(NamedTuple):

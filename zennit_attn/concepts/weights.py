@@ -19,7 +19,9 @@ from ..engine.linear import linear_kind
 from ..errors import InputError
 from ..hints import nearest
 from ..latents import first_of, latents_of
-from .conditional import CondAttribution, passed, size_of
+from .conditional import CondAttribution
+from .passes import passed
+from .samples import size_of
 
 
 @dataclass(frozen=True)

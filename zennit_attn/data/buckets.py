@@ -14,6 +14,7 @@ from ..composites.transformer import TransformerComposite
 from ..errors import InputError
 from ..explain import Explainer, Explanation
 from ..explain.loading import refused
+from ..explain.parts import Array
 from ..explain.questions import Question
 from ..targets import Contrastive
 from .columns import READ, Files, check_names, question_of, record_of
@@ -138,7 +139,17 @@ class BatchExplainer:
         table : sequence of mapping
             Rows; an InputError is one that could not be read.
         """
-        found: dict[int, Found] = {}
+        found = {number: each for bucket in self.in_turn(table) for number, each in zip(*bucket, strict=True)}
+        return [found[number] for number in range(len(table))]
+
+    def in_turn(self, table: Sequence[Mapping[str, Any] | InputError]) -> Iterator[tuple[list[int], list[Any]]]:
+        """Yield numbers of rows, and what was found of each or why nothing was, one bucket after the other.
+
+        Parameters
+        ----------
+        table : sequence of mapping
+            Rows; an InputError is one that could not be read.
+        """
         asked: list[tuple[int, Question]] = []
         for number, row in enumerate(table):
             try:
@@ -149,26 +160,28 @@ class BatchExplainer:
                 with refused("cannot read the row", "expected what the task takes, see docs/data.md"):
                     asked.append((number, self.question(row)))
             except InputError as error:
-                found[number] = error
+                yield [number], [error]
         with self.explainer.holding():
-            for numbers, explained in self.in_buckets(asked):
-                found.update(zip(numbers, explained, strict=True))
-        return [found[number] for number in range(len(table))]
+            yield from self.in_buckets(asked)
+
+    def ask(self, questions: Sequence[Question]) -> Sequence[Any]:
+        """Return what is found of each of some questions, by passes that they share."""
+        return self.explainer.explain(questions)
 
     def question(self, row: Mapping[str, Any]) -> Question:
         """Return what a row asks."""
         return question_of(self.explainer, row, self.files, self.target, self.contrastive, self.answer)
 
-    def in_buckets(self, asked: Sequence[tuple[int, Question]]) -> Iterator[tuple[list[int], list[Found]]]:
-        """Yield numbers of rows and their explanations."""
+    def in_buckets(self, asked: Sequence[tuple[int, Question]]) -> Iterator[tuple[list[int], list[Any]]]:
+        """Yield numbers of rows and what was found of each."""
         waiting = self.buckets(asked)
         while waiting:
             bucket = waiting.pop(0)
             numbers, questions = [number for number, _ in bucket], [question for _, question in bucket]
             try:
-                explained = self.explainer.explain(questions)
+                found = self.ask(questions)
                 if self.pads is None and len({question.lengths() for question in questions}) > 1:
-                    self.pads = self.agrees(questions[-1], explained[-1])
+                    self.pads = self.agrees(questions[-1], found[-1])
                     if not self.pads:
                         rest = [bucket, *waiting]
                         waiting = self.buckets([each for some in rest for each in some])
@@ -182,7 +195,7 @@ class BatchExplainer:
                 middle = (len(bucket) + 1) // 2
                 waiting[:0] = [bucket[:middle], bucket[middle:]]
                 continue
-            yield numbers, list(explained)
+            yield numbers, list(found)
 
     def buckets(self, asked: Sequence[tuple[int, Question]]) -> list[list[tuple[int, Question]]]:
         """Return questions in buckets of one kind each, the longest first."""
@@ -204,17 +217,21 @@ class BatchExplainer:
             found.append(bucket)
         return sorted(found, key=lambda bucket: -bucket[0][1].cost())
 
-    def agrees(self, question: Question, together: Explanation) -> bool:
-        """Tell whether a row has the relevance alone that it has with padding."""
-        (alone,) = self.explainer.explain([question])
+    def agrees(self, question: Question, together: Any) -> bool:
+        """Tell whether a row has alone what it has with padding."""
+        (alone,) = self.ask([question])
         dtype = next(parameter.dtype for parameter in self.explainer.model.parameters())
         # the rounding of other shapes is far below, what other words change is far above
         tolerance = torch.finfo(dtype).eps ** 0.5
-        for one, other in zip(alone.parts, together.parts, strict=True):
-            scale = float(np.abs(one.relevance).max(initial=0))
-            if not np.allclose(one.relevance, other.relevance, rtol=0, atol=tolerance * scale):
+        for one, other in zip(self.values(alone), self.values(together), strict=True):
+            scale = float(np.abs(one).max(initial=0))
+            if one.shape != other.shape or not np.allclose(one, other, rtol=0, atol=tolerance * scale):
                 return False
         return True
+
+    def values(self, found: Any) -> list[Array]:
+        """Return the numbers that padding might change."""
+        return [part.relevance for part in found.parts]
 
 
 def explainer_of(model: Any, composite: Any, options: Mapping[str, Any]) -> Explainer:

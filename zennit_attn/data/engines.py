@@ -7,7 +7,7 @@ import os
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from ..errors import InputError
@@ -33,14 +33,14 @@ class Maker:
         Where rows come from.
     explain : BatchExplainer
         What explains them.
-    precision : Precision
+    precision : Precision, optional
         How relevance is kept.
     """
 
     run: Run
     source: Source
     explain: BatchExplainer
-    precision: Precision
+    precision: Precision = field(default_factory=Precision)
 
     def make(self, part: int) -> Counter[str] | None:
         """Make a part; return how many rows are ``done`` and ``failed``, None if another process has it."""

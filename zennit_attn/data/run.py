@@ -34,6 +34,8 @@ class Run:
         How many rows the input has.
     size : int
         How many rows a part has.
+    kind : str, optional
+        What it is filled with.
 
     Raises
     ------
@@ -41,7 +43,7 @@ class Run:
         If the folder has results of other settings, or is not one.
     """
 
-    def __init__(self, folder: Path, settings: Mapping[str, Any], rows: int, size: int) -> None:
+    def __init__(self, folder: Path, settings: Mapping[str, Any], rows: int, size: int, kind: str = FORMAT) -> None:
         if size < 1:
             raise InputError(f"got {size} rows for a part, expected at least 1")
         self.folder, self.rows, self.size = folder, rows, size
@@ -50,7 +52,7 @@ class Run:
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise InputError(f"cannot make the folder --out {str(folder)!r} ({error}); choose another one") from error
-        self.settings = {"format": FORMAT, "version": VERSION, **settings, "rows": rows, "rows_per_part": size}
+        self.settings = {"format": kind, "version": VERSION, **settings, "rows": rows, "rows_per_part": size}
         self.note("run.json", self.settings)
 
     def note(self, name: str, content: Mapping[str, Any]) -> None:
@@ -60,7 +62,7 @@ class Run:
             if not file.exists():
                 put(file, text.encode())
                 return
-        before = noted(file)
+        before = noted(file, self.settings["format"])
         for key, value in json.loads(text).items():
             if before.get(key) != value:
                 raise InputError(
@@ -93,8 +95,15 @@ class Run:
             yield False
 
 
-def noted(file: Path) -> dict[str, Any]:
+def noted(file: Path, kind: str = FORMAT) -> dict[str, Any]:
     """Return what a run wrote down.
+
+    Parameters
+    ----------
+    file : pathlib.Path
+        Where it did.
+    kind : str, optional
+        What its folder is filled with.
 
     Raises
     ------
@@ -103,10 +112,10 @@ def noted(file: Path) -> dict[str, Any]:
     """
     try:
         found = json.loads(file.read_text(encoding="utf-8"))
-        if found.get("format", FORMAT) != FORMAT or found.get("version", 0) > VERSION:
+        if found.get("format", kind) != kind or found.get("version", 0) > VERSION:
             raise InputError(
-                f"got {str(file)!r} of the format {found.get('format')!r} {found.get('version')}, expected {FORMAT!r} "
-                f"{VERSION}: update zennit-attn"
+                f"got {str(file)!r} of the format {found.get('format')!r} {found.get('version')}, expected {kind!r} "
+                f"{VERSION}: choose another folder, or update zennit-attn"
             )
     except InputError:
         raise

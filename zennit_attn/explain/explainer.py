@@ -21,6 +21,7 @@ from ..composites.configuration import made_with
 from ..composites.registration import input_x_gradient
 from ..composites.transformer import TransformerComposite
 from ..errors import InputError
+from ..latents import Features
 from ..sharding import is_offloaded, whole
 from ..targets import Chosen, Each, Target
 from . import answers, loading
@@ -207,16 +208,10 @@ class Explainer:
         InputError
             If there is no room for them, or the model cannot be explained.
         """
-        batch = collated(questions, padding_of(self.tokenizer))
-        positions = kept(questions)
-        if positions and takes(self.model, "logits_to_keep"):
-            batch["logits_to_keep"] = positions
-        batch = moved(batch, self.model, self.device)
-        first = questions[0]
+        batch, first = self.batch_of(questions), questions[0]
         own = OfEach(questions, self.model, batch)
-        target = first.target if isinstance(first.target, Each) else own
         with caught_here() as messages:
-            output, relevance = self.attribute(batch, target, first.arguments, self.task.output)
+            output, relevance, _ = self.attribute(batch, self.target_of(questions, batch), first.arguments)
         # of logits that several processes share, all
         logits = whole(explained(output, self.task.output)).detach()
         if isinstance(first.target, Each):
@@ -225,6 +220,19 @@ class Explainer:
             pieces = [(own.piece(logits, sample), own.relevance(relevance, sample)) for sample in range(len(questions))]
         found = [question.finish(*piece) for question, piece in zip(questions, pieces, strict=True)]
         return [with_warnings(each, messages) for each in found]
+
+    def batch_of(self, questions: Sequence[Question]) -> dict[str, Any]:
+        """Return the model's arguments for several questions, where the model is."""
+        batch = collated(questions, padding_of(self.tokenizer))
+        positions = kept(questions)
+        if positions and takes(self.model, "logits_to_keep"):
+            batch["logits_to_keep"] = positions
+        return moved(batch, self.model, self.device)
+
+    def target_of(self, questions: Sequence[Question], batch: Mapping[str, Any]) -> Target:
+        """Return what is explained of the output for a batch."""
+        first = questions[0].target
+        return first if isinstance(first, Each) else OfEach(questions, self.model, batch)
 
     def answer(
         self,
@@ -338,22 +346,60 @@ class Explainer:
                 self._held = None
 
     def attribute(
-        self, batch: Mapping[str, Any], target: Target, arguments: tuple[str, ...], output: str | None = None
-    ) -> tuple[Any, dict[str, Tensor]]:
-        """Return the model's output and the relevance of its inputs by their names.
+        self,
+        batch: Mapping[str, Any],
+        target: Target,
+        arguments: tuple[str, ...],
+        latents: Sequence[str | Features] = (),
+    ) -> tuple[Any, dict[str, Tensor], dict[str, Tensor]]:
+        """Return the model's output, the relevance of its inputs by their names, and that of latents.
 
         Raises
         ------
         InputError
             If there is no room, or the model cannot be explained.
         """
+        attributor, given = self.attributor(batch, arguments, latents)
+        with self.refusals():
+            output, relevance, *inner = attributor(given, target)
+        return output, {arguments[0]: relevance} if self.is_plain else relevance, inner[0] if inner else {}
+
+    def activations(
+        self, batch: Mapping[str, Any], arguments: tuple[str, ...], latents: Sequence[str | Features]
+    ) -> dict[str, Tensor]:
+        """Return the activations of latents by unit.
+
+        Raises
+        ------
+        InputError
+            If there is no room, or the model cannot be explained.
+        """
+        attributor, given = self.attributor(batch, arguments, latents)
+        with self.refusals():
+            return attributor.activations(given)
+
+    def attributor(
+        self, batch: Mapping[str, Any], arguments: tuple[str, ...], latents: Sequence[str | Features]
+    ) -> tuple[InputXGradient[Any], Any]:
+        """Return the attributor of the model, and what it takes of a batch."""
         composite = self._held or self.composite
+        options: dict[str, Any] = {"latents": tuple(latents)}
+        if self.is_plain:
+            return InputXGradient(self.wrapped, composite, **options), batch[arguments[0]]
+        options |= {"output_key": self.task.output, "argument": arguments}
+        return InputXGradient(self.wrapped, composite, **options), batch
+
+    @contextmanager
+    def refusals(self) -> Iterator[None]:
+        """Say what a model refuses, and what the rules do not know, as an error of the input.
+
+        Raises
+        ------
+        InputError
+            If there is no room, or the model cannot be explained.
+        """
         try:
-            if self.is_plain:
-                found, relevance = InputXGradient(self.wrapped, composite)(batch[arguments[0]], target)
-                return found, {arguments[0]: relevance}
-            attributor = InputXGradient(self.wrapped, composite, output_key=output, argument=arguments)
-            return attributor(batch, target)
+            yield
         except torch.OutOfMemoryError as error:
             raise InputError(
                 f"{self.device} is out of memory ({first_line(str(error))}); give a shorter input, or try "
@@ -361,7 +407,6 @@ class Explainer:
             ) from error
         except InputError:
             raise
-        # what a model refuses, and what the rules do not know, is said by what they raise
         except (RuntimeError, TypeError, ValueError, LookupError, NotImplementedError) as error:
             raise InputError(f"{self.name!r} cannot explain this: {first_line(str(error))}") from error
 

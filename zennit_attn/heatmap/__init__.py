@@ -2,10 +2,12 @@
 
 from .curves import curve
 from .figure import Heatmap
+from .graph import graph
 from .page import page
 from .pairs import pair
 from .panels import images, imgify
 from .rows import TokenHeatmap, pdf_heatmap, tokens
+from .samples import samples
 from .traces import trace
 from .words import clean_tokens
 
@@ -14,11 +16,13 @@ __all__ = [
     "TokenHeatmap",
     "clean_tokens",
     "curve",
+    "graph",
     "images",
     "imgify",
     "page",
     "pair",
     "pdf_heatmap",
+    "samples",
     "tokens",
     "trace",
 ]

@@ -419,12 +419,19 @@ def options(views: Mapping[str, View]) -> str:
     return "".join(f"<option>{escaped(name)}</option>" for name in views)
 
 
-def spans(text: str, parts: Sequence[Part], values: Array | None = None, limit: float = 0.0) -> str:
-    """Return a text whose parts have the colours of values, as the script writes it as well."""
+def spans(
+    text: str,
+    parts: Sequence[Part],
+    values: Array | None = None,
+    limit: float = 0.0,
+    marked: int | None = None,
+) -> str:
+    """Return a text whose parts have the colours of values, as the script writes it as well, and one a mark."""
     pieces, place = list[str](), 0
     for index, (start, end, name) in enumerate(parts):
         value = 0.0 if values is None else float(values[index])
-        at = f' class="{shade(value, limit)}"' if shade(value, limit) else ""
+        kind = " ".join(filter(None, [shade(value, limit), "marked" * (index == marked)]))
+        at = f' class="{kind}"' if kind else ""
         at += f' title="{signed(value, 6)}"' if values is not None else ""
         at += f' data-name="{escaped(name)}"' if name and start < end else ""
         chip = " data-chip" if start == end else ""
