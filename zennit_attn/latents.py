@@ -25,6 +25,7 @@ from .engine.functions import Enter, Leave, Value
 from .engine.gates import mark, strength
 from .engine.handles import FrozenHandle, Kept
 from .engine.linear import linear_kind
+from .engine.names import modules_by_name
 from .engine.operands import Form, depends, explained_leaf
 from .errors import InputError
 from .hints import nearest
@@ -212,7 +213,7 @@ def latents_of(model: torch.nn.Module) -> dict[str, Latent]:
     >>> list(latents_of(transformers.LlamaForCausalLM(config)))[:3]
     ['model.layers.0.layer', 'model.layers.0.residual', 'model.layers.0.head']
     """
-    named = dict(model.named_modules())
+    named = modules_by_name(model)
     roles = {name: role(name, module) for name, module in named.items()}
     found: list[Latent] = []
     for layer, attentions in layers_of(named, roles).items():
@@ -398,7 +399,7 @@ def watching(
         If there is no such latent, or none of a name was computed of the input.
     """
     latents, features = chosen(model, wanted)
-    named, seen = dict(model.named_modules()), Counter[str]()
+    named, seen = modules_by_name(model), Counter[str]()
 
     def tell(latent: Latent, tensor: Tensor, index: Tensor | None = None) -> None:
         seen[latent.name] += 1
@@ -462,7 +463,7 @@ def watching(
                     f"{feature!r} is at no module of {type(model).__name__}; {nearest(feature.module, named)}"
                 )
             if isinstance(feature.autoencoder, torch.nn.Module):
-                FrozenHandle(feature.autoencoder, kept)
+                FrozenHandle(feature.autoencoder.modules(), kept)
             kept.forward(named[feature.module], partial(decoded, feature))
         for latent in latents:
             module = named[latent.module]

@@ -18,6 +18,7 @@ from ..adapters import explained, target_mask
 from ..attribution import mask_of as padding_mask_of
 from ..attribution import relevance_of, tokens_of
 from ..engine.functions import divide
+from ..engine.names import modules_by_name
 from ..engine.operands import Form
 from ..engine.state import explaining
 from ..errors import InputError
@@ -524,7 +525,7 @@ def looking(
     InputError
         If there is no module and no latent of a name, or rules of zennit are put on after it was asked for.
     """
-    named, known = dict(model.named_modules()), latents_of(model)
+    named, known = modules_by_name(model), latents_of(model)
     own = {feature.name for feature in features}
     unknown = [name for name in names if name not in named and name not in known and name not in own]
     if unknown:
