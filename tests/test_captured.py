@@ -44,6 +44,23 @@ def equal(captured, attributor, batch):
         torch.testing.assert_close(found, expected, rtol=0, atol=0)
 
 
+def test_a_graph_may_be_compiled():
+    torch._dynamo.reset()
+    model = models.llama(num_hidden_layers=1).eval()
+    attributor = InputXGradient(model, AttnLRPComposite(), targets.MaxLogit())
+    batches = [{"inputs_embeds": torch.randn(1, 5, models.WIDTH), "use_cache": False} for _ in range(2)]
+    traced = []
+
+    def backend(graph, _):
+        traced.append(graph)
+        return graph.forward
+
+    captured = capture(attributor, batches[0], backend=backend)
+    for batch in batches:
+        torch.testing.assert_close(captured(batch)[1], attributor(batch)[1])
+    assert len(traced) == 1
+
+
 @pytest.mark.parametrize("implementation", ["eager", "sdpa"])
 @pytest.mark.parametrize("name", list(COMPOSITES))
 def test_a_language_model_has_the_same_relevance_to_the_bit(name, implementation):

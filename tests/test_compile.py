@@ -1,11 +1,14 @@
 """torch.compile of an explained model: one graph, the same relevance."""
 
+import shutil
 from concurrent.futures import ThreadPoolExecutor
 
 import models
 import pytest
 import torch
+from torch._dynamo import eval_frame
 from zennit.attribution import Gradient
+from zennit.composites import EpsilonPlus
 
 from zennit_attn import (
     AttnLRPComposite,
@@ -15,6 +18,7 @@ from zennit_attn import (
     input_x_gradient,
     targets,
 )
+from zennit_attn.engine.compiled import EagerHandle
 from zennit_attn.rules import Epsilon, Gamma, Identity, Operators
 
 CASES = {
@@ -102,6 +106,15 @@ def compiled_inside(model, backend):
     return model
 
 
+def with_a_compiled_forward(model, backend):
+    # as transformers' own pages write it
+    model.forward = torch.compile(model.forward, backend=backend)
+    return model
+
+
+GIVEN = [compiled, compiled_in_place, compiled_inside, with_a_compiled_forward]
+
+
 def explanations(model, batches, form):
     """Return the relevance of each batch, and what the model returned."""
     if form == "gradient":
@@ -114,7 +127,7 @@ def explanations(model, batches, form):
 
 @pytest.mark.parametrize("form", ["gradient", "relevance"])
 @pytest.mark.parametrize("backend", ["eager", "aot_eager"])
-@pytest.mark.parametrize("given", [compiled, compiled_in_place, compiled_inside], ids=lambda given: given.__name__)
+@pytest.mark.parametrize("given", GIVEN, ids=lambda given: given.__name__)
 def test_a_model_that_was_compiled_before_is_explained_as_it_was_written(given, backend, form):
     torch._dynamo.reset()
     torch.manual_seed(0)
@@ -129,7 +142,7 @@ def test_a_model_that_was_compiled_before_is_explained_as_it_was_written(given, 
     torch._dynamo.reset()
 
 
-@pytest.mark.parametrize("given", [compiled, compiled_in_place], ids=lambda given: given.__name__)
+@pytest.mark.parametrize("given", GIVEN, ids=lambda given: given.__name__)
 def test_token_ids_of_changing_lengths_and_a_compiled_model(given):
     torch._dynamo.reset()
     model = models.llama(num_hidden_layers=1).eval()
@@ -137,6 +150,95 @@ def test_token_ids_of_changing_lengths_and_a_compiled_model(given):
     expected = explanations(model, batches, "gradient")
     torch.testing.assert_close(explanations(given(model, "eager"), batches, "gradient"), expected)
     torch._dynamo.reset()
+
+
+@pytest.mark.skipif(shutil.which("c++") is None, reason="inductor needs a C++ compiler")
+def test_a_model_that_inductor_compiled_is_explained_as_it_was_written():
+    test_a_model_that_was_compiled_before_is_explained_as_it_was_written(compiled, "inductor", "gradient")
+
+
+@pytest.mark.parametrize(
+    ("kind", "form"),
+    [
+        *((kind, form) for kind in (CPLRPComposite, GammaViTComposite) for form in ("gradient", "relevance")),
+        # of rules by zennit's composites, without operator rules
+        (EpsilonPlus, "gradient"),
+    ],
+)
+@pytest.mark.parametrize("given", GIVEN, ids=lambda given: given.__name__)
+def test_a_context_on_a_model_that_was_compiled_before(given, kind, form):
+    model, x = models.timm_vit().double().eval(), torch.randn(2, 3, 32, 32, dtype=torch.float64)
+
+    def relevance(run, count):
+        leaf = x[:count].clone().requires_grad_()
+        with (input_x_gradient(kind()) if form == "gradient" else kind()).context(run):
+            output = run(leaf).max(-1)[0]
+            start = torch.ones_like(output) if form == "gradient" else output.detach()
+            return torch.autograd.grad(output, leaf, start)[0]
+
+    torch._dynamo.reset()
+    expected = [relevance(model, count) for count in (2, 1)]
+    run = given(model, "eager")
+    torch.testing.assert_close([relevance(run, count) for count in (2, 1)], expected)
+    torch._dynamo.reset()
+
+
+def test_a_function_that_was_compiled_inside_of_a_model_runs_as_it_was_written():
+    traced = []
+
+    def backend(graph, _):
+        traced.append(graph)
+        return graph.forward
+
+    model = Written(torch.nn.functional.gelu).eval()
+    batches = [torch.randn(3, 4), torch.randn(2, 4)]
+    expected = explanations(model, batches, "gradient")
+    torch._dynamo.reset()
+    model.function = torch.compile(model.function, backend=backend)
+    torch.testing.assert_close(explanations(model, batches, "gradient"), expected)
+    assert not traced
+    # it is compiled for who predicts
+    model(batches[0])
+    assert traced
+    torch._dynamo.reset()
+
+
+def test_names_are_those_of_the_model_that_was_written():
+    model = models.llama(num_hidden_layers=1).eval()
+    ids = torch.tensor([[3, 1, 4, 1, 5]])
+    composite = AttnLRPComposite(
+        name_map=[("model.layers.0.mlp.down_proj", Gamma(0.5))], role_map=[("qkv", Epsilon(0.5)), ("head", Gamma(0.1))]
+    )
+
+    def found(run):
+        attributor = InputXGradient(run, composite, targets.MaxLogit(), "model.layers.0.mlp", latents="head")
+        _, relevance, inner = attributor(ids)
+        kept = attributor.ledger(ids, targets.MaxLogit()).kept
+        return (relevance, inner, kept), str(composite.describe(run))
+
+    expected, table = found(model)
+    model.lm_head = torch.compile(model.lm_head, backend="eager")
+    attention = model.model.layers[0].self_attn
+    attention.q_proj = torch.compile(attention.q_proj, backend="eager")
+    got, title = found(torch.compile(model, backend="eager"))
+    torch.testing.assert_close(got, expected)
+    assert title == table
+
+
+def test_several_threads_run_what_was_compiled_as_it_was_written():
+    first, second = EagerHandle(), EagerHandle()
+    first.remove()
+    assert eval_frame._stance.stance == "force_eager"
+    second.remove()
+    second.remove()
+    assert eval_frame._stance.stance == "default"
+
+
+@pytest.mark.parametrize("composite", [AttnLRPComposite(), EpsilonPlus(), None])
+def test_a_compiled_function_is_refused_by_name(composite):
+    function = torch.compile(torch.nn.Linear(3, 2).forward, backend="eager")
+    with pytest.raises(TypeError, match=r"of type function, expected a torch\.nn\.Module"):
+        InputXGradient(function, composite)(torch.ones(1, 3), targets.Label(0))
 
 
 def test_replicas_are_refused_by_name(tmp_path):

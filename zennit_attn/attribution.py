@@ -20,11 +20,13 @@ from zennit.core import Composite
 
 from .adapters import explained, is_headless, target_mask
 from .composites.claims import turn
-from .composites.registration import Scope, ScopedComposite, input_x_gradient
+from .composites.registration import Scope, ScopedComposite, input_x_gradient, refuse_functions
+from .engine.compiled import uncompiled
 from .engine.finiteness import watch
 from .engine.functions import divide
 from .engine.handles import FrozenHandle, Kept
 from .engine.mode import heal
+from .engine.names import modules_by_name
 from .engine.state import explaining, holds_state
 from .errors import FrozenWarning, InputError, NotFiniteError, NotFiniteWarning, PaddingWarning, TrainingWarning
 from .hints import nearest
@@ -139,7 +141,7 @@ class InputXGradient(Attributor, Generic[Result]):
     Raises
     ------
     TypeError
-        If the composite is none.
+        If the composite is none, or the model no module.
 
     Examples
     --------
@@ -219,6 +221,7 @@ class InputXGradient(Attributor, Generic[Result]):
         retain_graph: bool | None = None,
         latents: str | Sequence[str | Features] = (),
     ) -> None:
+        refuse_functions(model)
         if composite is not None and getattr(composite, "form", "relevance") != "gradient":
             composite = input_x_gradient(composite)
         super().__init__(model, composite, attr_output)
@@ -548,7 +551,8 @@ class InputXGradient(Attributor, Generic[Result]):
 
     def call(self, values: Mapping[Any, Tensor], rest: Mapping[str, Any]) -> Any:
         """Call the model with a tensor by position, or with arguments by name."""
-        return self.model(values[None], **rest) if None in values else self.model(**values, **rest)
+        with uncompiled():
+            return self.model(values[None], **rest) if None in values else self.model(**values, **rest)
 
     @torch.no_grad()
     def plain(self, given: Mapping[str | None, Tensor], rest: Mapping[str, Any]) -> Tensor:
@@ -660,7 +664,7 @@ class InputXGradient(Attributor, Generic[Result]):
         ValueError
             If a name or a pattern fits none.
         """
-        named = dict(self.model.named_modules())
+        named = modules_by_name(self.model)
         found: dict[str, torch.nn.Module] = {}
         for pattern in self.modules:
             names = fnmatch.filter(named, pattern)

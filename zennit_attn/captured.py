@@ -7,7 +7,7 @@ beside its input is looked at in each call, so that it is never replayed for som
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -31,7 +31,7 @@ TOLERANCE = 1e-5
 class Recording:
     """A graph, and how what it returns is put together."""
 
-    graph: torch.fx.GraphModule
+    graph: Callable[..., Any]
     structure: TreeSpec
 
     def play(self, given: Sequence[Tensor]) -> Propagated:
@@ -195,7 +195,12 @@ def same(one: Any, other: Any) -> bool:
     return type(one) is type(other) and bool(one == other)
 
 
-def capture(attributor: InputXGradient[Any], input: Tensor | Mapping[str, Any], attr_output: Any = None) -> Captured:
+def capture(
+    attributor: InputXGradient[Any],
+    input: Tensor | Mapping[str, Any],
+    attr_output: Any = None,
+    backend: str | Callable[..., Any] | None = None,
+) -> Captured:
     """Capture the forward and backward pass of an attributor as a graph, to be replayed for inputs of one shape.
 
     Replaying costs what the operations cost: no hooks, no rules in Python. On a CPU a small model is explained in less
@@ -211,6 +216,9 @@ def capture(attributor: InputXGradient[Any], input: Tensor | Mapping[str, Any], 
     attr_output : callable, optional
         What is explained, by default that of the attributor. A target that chooses, as
         :class:`~zennit_attn.targets.MaxLogit`, chooses again in each call.
+    backend : str or callable, optional
+        Compile the graph, by a backend of :func:`torch.compile`, such as ``"inductor"``. By default it is replayed as
+        it is.
 
     Returns
     -------
@@ -275,7 +283,8 @@ def capture(attributor: InputXGradient[Any], input: Tensor | Mapping[str, Any], 
             node.replace_all_uses_with(node.args[0])
     graph.graph.eliminate_dead_code()
     graph.recompile()
-    recording = Recording(graph, structure[0])
+    run = graph if backend is None else torch.compile(graph, backend=backend, fullgraph=True)
+    recording = Recording(run, structure[0])
     for given_values, wanted in zip((values, other), expected, strict=True):
         if not agree(recording.play(given_values), wanted):
             raise InputError(

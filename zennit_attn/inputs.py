@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_map_only
 
 from .engine.handles import Kept
+from .engine.names import names_of
 from .engine.operands import explained_leaf
 from .positions import tells_positions
 from .sharding import is_sharded, replicated_as, whole
@@ -216,7 +217,7 @@ def embeddings(model: Any) -> list[torch.nn.Module]:
     # BART's positions are looked up by the ids' shape, and GPT-2's may happen to be equal to them
     tables: list[torch.nn.Module] = [
         module
-        for name, module in model.named_modules()
+        for module, name in names_of(model).items()
         if isinstance(module, torch.nn.Embedding) and not tells_positions(name)
     ]
     try:

@@ -24,6 +24,7 @@ from .engine.functions import multiply
 from .engine.gates import WEIGHT, mark, strength
 from .engine.handles import Kept
 from .engine.mode import OperatorMode
+from .engine.names import modules_by_name, names_of
 from .engine.operands import depends, explained_leaf, operands, swap
 from .engine.state import record_with
 from .engine.state import recorder as current_recorder
@@ -160,14 +161,14 @@ class Recorder:
         self.constants: list[tuple[tuple[str, str], Tensor]] = []
         #: What went into functions and came out of them.
         self.flows: list[tuple[tuple[str, str], Tensor]] = []
-        self.order = {name: number for number, (name, _) in enumerate(model.named_modules())}
+        self.order = {name: number for number, name in enumerate(names_of(model).values())}
         #: Parameters, and what modules made, by their memory.
         self.names = {
             parameter.untyped_storage().data_ptr(): name.rpartition(".")[2] if "bias" in name else name
             for name, parameter in model.named_parameters()
             if not parameter.is_meta and not is_sharded(parameter)
         }
-        self.running = dict(model.named_modules())
+        self.running = modules_by_name(model)
 
     def produced(self, name: str, output: Any) -> None:
         """Note which module made a constant, such as the embedding of positions."""
@@ -318,11 +319,11 @@ def recording(model: torch.nn.Module) -> Iterator[Recorder]:
                     f"a ledger got {name} as a DTensor, of which each process has a part; expected weights in one "
                     "process, or FSDP2 (fully_shard)."
                 )
-    for name, module in model.named_modules():
+    names = names_of(model)
+    for module, name in names.items():
         if getattr(module, "gradient_checkpointing", False) and module.training:
             raise RuntimeError(f"{name or 'the model'!r} checkpoints its layers; expected none, for a ledger")
     recorder = Recorder(model)
-    names = {module: name for name, module in model.named_modules()}
 
     def enter(module: Any, args: Any) -> None:
         recorder.modules.append(names[module])

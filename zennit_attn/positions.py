@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from .engine.handles import Kept
+from .engine.names import names_of
 from .engine.operands import explained_leaf
 from .errors import InputError
 
@@ -175,7 +176,7 @@ def position_leaves(model: torch.nn.Module, samples: int) -> Iterator[dict[str, 
         for name, module in turned(model).items():
             place = [*inspect.signature(type(module).forward).parameters][1:].index(ROTARY)
             kept.hook(module, partial(turn, name, place), before=True, with_kwargs=True)
-        for name, module in model.named_modules():
+        for module, name in names_of(model).items():
             if tells_positions(name) and next(module.children(), None) is None and not takes_rotary(module):
                 kept.hook(module, partial(add, name))
         try:
@@ -215,7 +216,7 @@ def turned(model: torch.nn.Module) -> dict[str, torch.nn.Module]:
 
     What takes them for a list of layers is none of these, nor is what is inside of one, such as an indexer of tokens.
     """
-    taking = {name: module for name, module in model.named_modules() if takes_rotary(module)}
+    taking = {name: module for module, name in names_of(model).items() if takes_rotary(module)}
     inside = {name: [other[len(name) :] for other in taking if other.startswith(f"{name}.")] for name in taking}
     single = [name for name in taking if not any(re.search(r"\.\d+", rest) for rest in inside[name])]
     return {name: taking[name] for name in single if not any(name.startswith(f"{outer}.") for outer in single)}

@@ -13,6 +13,7 @@ from torch import Tensor
 from zennit.canonizers import Canonizer
 
 from ..engine.handles import ForwardHandle, keep
+from ..engine.names import names_of
 
 
 class MultiheadAttentionCanonizer(Canonizer):
@@ -46,7 +47,7 @@ class MultiheadAttentionCanonizer(Canonizer):
     def apply(self, root_module: torch.nn.Module) -> list[Canonizer]:
         """Unfuse every attention of a model, and return the canonizers that undo it."""
         found = []
-        for module in list(root_module.modules()):
+        for module in names_of(root_module):
             # a subclass with a forward of its own is a different attention
             if type(module).forward is torch.nn.MultiheadAttention.forward:
                 canonizer = self.copy()
@@ -114,7 +115,7 @@ class FunctionCanonizer(Canonizer):
     def apply(self, root_module: torch.nn.Module) -> list[Canonizer]:
         """Change every forward of a model that names one of the functions, and return what undoes it."""
         found = []
-        for module in root_module.modules():
+        for module in names_of(root_module):
             code = getattr(type(module).forward, "__code__", None)
             if code is not None and not self.functions.keys().isdisjoint(code.co_names):
                 canonizer = self.copy()
@@ -163,10 +164,12 @@ def projections(module: Any) -> dict[str, torch.nn.Linear]:
     biases = (None,) * 3 if module.in_proj_bias is None else module.in_proj_bias.detach().chunk(3)
     found = {}
     for name, weight, bias in zip(("query", "key", "value"), weights, biases, strict=True):
-        linear = torch.nn.Linear(weight.shape[1], weight.shape[0], bias is not None, device="meta", dtype=weight.dtype)
+        # its own constructor would draw weights first
+        linear = torch.nn.Linear.__new__(torch.nn.Linear)
+        torch.nn.Module.__init__(linear)
+        linear.out_features, linear.in_features = weight.shape
         linear.weight = torch.nn.Parameter(weight.detach(), requires_grad=False)
-        if bias is not None:
-            linear.bias = torch.nn.Parameter(bias, requires_grad=False)
+        linear.register_parameter("bias", None if bias is None else torch.nn.Parameter(bias, requires_grad=False))
         found[name] = linear.train(module.training)
     return found
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import threading
 import time
-import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
 from threading import get_ident
@@ -18,13 +17,15 @@ import torch
 from zennit.core import Composite
 
 from ..engine.handles import Kept, Locked
+from ..engine.names import as_written, names_of
 
 #: Seconds for which others wait for a claim that nobody uses in between.
 PATIENCE = 300.0
 
 #: The same thread may be interrupted, and begin to undo.
 _lock = threading.RLock()
-_claims: weakref.WeakKeyDictionary[torch.nn.Module, list[Claim]] = weakref.WeakKeyDictionary()
+#: All that stand, the first first. A claim knows its modules: most times there is none to be asked.
+_claims: list[Claim] = []
 
 
 class Claim:
@@ -40,7 +41,8 @@ class Claim:
 
     def __init__(self, composite: Composite | None, model: torch.nn.Module) -> None:
         self.composite, self.thread = composite, get_ident()
-        self.modules = list(model.modules())
+        self.model = model
+        self.look()
         self.kinds = type(composite).__name__, type(model).__name__
         #: Who uses it beside its thread.
         self.guests: list[_Guest] = []
@@ -49,6 +51,12 @@ class Claim:
         # held until it is removed
         self.is_standing, self.standing = True, threading.Lock()
         self.standing.acquire()
+
+    def look(self) -> None:
+        """Look what modules there are: those of another thread may have come or gone."""
+        #: Modules of the model and their names, and the ids of all that is claimed.
+        self.names = names_of(self.model)
+        self.ids = {id(self.model), *map(id, self.names)}
 
     def take(self, handles: list[Any]) -> None:
         """Take the model as soon as nobody else has it, and keep the claim among the handles of its composite.
@@ -63,8 +71,7 @@ class Claim:
                 other, name = self.before(handles)
                 if other is None:
                     handles.append(self)
-                    for module in self.modules:
-                        _claims.setdefault(module, []).append(self)
+                    _claims.append(self)
                     return
             if other.thread == self.thread and other.composite is self.composite:
                 raise RuntimeError(
@@ -79,16 +86,18 @@ class Claim:
                     "interrupt left it there, zennit_attn.release(model) takes it off."
                 )
             other.wait()
+            self.look()
 
     def before(self, handles: list[Any]) -> tuple[Claim | None, str]:
         """Return a claim that has to go before this one can be taken, and what it is on."""
         if handles and isinstance(handles[0], Claim):
             return handles[0], f"a {handles[0].kinds[1]}"
-        for module in self.modules:
-            for claim in _claims.get(module, ()):
-                # a plain call may be inside of rules that its own thread put on a part of it
-                if claim.thread != self.thread or None not in (claim.composite, self.composite):
-                    return claim, f"a {type(module).__name__}"
+        for claim in _claims:
+            # a plain call may be inside of rules that its own thread put on a part of it
+            is_inside = claim.thread == self.thread and None in (claim.composite, self.composite)
+            if not is_inside and not claim.ids.isdisjoint(self.ids):
+                shared = next(module for module in (self.model, *self.names) if id(module) in claim.ids)
+                return claim, f"a {type(shared).__name__}"
         return None, ""
 
     def wait(self) -> None:
@@ -106,7 +115,7 @@ class Claim:
         if is_alive and time.monotonic() - self.used < PATIENCE:
             return
         with Locked(_lock):
-            if not any(self in _claims.get(module, ()) for module in self.modules):
+            if self not in _claims:
                 return
         why = f"for {PATIENCE:.0f} s, unused" if is_alive else "which has ended"
         raise RuntimeError(
@@ -127,12 +136,8 @@ class Claim:
     def remove(self) -> None:
         """Give the model back."""
         with Locked(_lock):
-            for module in self.modules:
-                found = _claims.get(module, [])
-                if self in found:
-                    found.remove(self)
-                if not found:
-                    _claims.pop(module, None)
+            if self in _claims:
+                _claims.remove(self)
             if self.is_standing:
                 self.is_standing = False
                 self.standing.release()
@@ -174,7 +179,10 @@ def turn(model: torch.nn.Module, composite: Composite | None) -> Iterator[bool]:
 def shared(model: torch.nn.Module, composite: Composite | None, kept: list[Any]) -> bool:
     """Tell whether the rules of a composite are on a model, and use them."""
     with Locked(_lock):
-        for claim in reversed(_claims.get(model, [])):
+        for claim in reversed(_claims):
+            # what torch.compile returned stands for what it was given
+            if id(as_written(model)) not in claim.ids:
+                continue
             is_mine = claim.thread == get_ident()
             fits = claim.composite is composite or (is_mine and composite is None)
             if fits and claim.composite is not None and (is_mine or not claim.is_closing):
@@ -186,9 +194,11 @@ def shared(model: torch.nn.Module, composite: Composite | None, kept: list[Any])
 def claims_on(model: torch.nn.Module) -> list[Claim]:
     """Return the claims on a model and its parts."""
     with Locked(_lock):
-        return list(dict.fromkeys(claim for module in model.modules() for claim in _claims.get(module, ())))
+        ids = {id(module) for module in model.modules()}
+        return [claim for claim in _claims if not claim.ids.isdisjoint(ids)]
 
 
 def is_registered(model: torch.nn.Module) -> bool:
     """Tell whether a composite is registered on a model."""
-    return any(claim.composite is not None for claim in _claims.get(model, ()))
+    with Locked(_lock):
+        return any(claim.composite is not None and id(model) in claim.ids for claim in _claims)

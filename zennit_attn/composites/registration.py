@@ -18,15 +18,19 @@ import torch
 from zennit.core import Composite, Hook, RemovableHandleList
 from zennit.rules import ReLUBetaSmooth, ReLUDeconvNet, ReLUGuidedBackprop
 
+from ..engine.compiled import uncompile, uncompiled
 from ..engine.handles import ForwardHandle, FrozenHandle, HookHandle, clear, keeping, undo
 from ..engine.inventory import refuse_foreign
 from ..engine.mode import heal
+from ..engine.names import as_written, names_of
 from ..engine.operands import Form, operands
 from ..engine.reports import report_once
 from ..engine.state import enclosing_policy, holds_state, is_shielded, watch_rules
 from ..errors import UnusedRuleError, UnusedRuleWarning
 from ..rules.conversion import ZennitRule, adopt
+from ..rules.operators import Operators
 from ..rules.rule import Rule
+from .assignments import Assigned
 from .claims import Claim, claims_on
 from .roles import is_linear
 
@@ -71,35 +75,50 @@ class ScopedComposite(Composite):
             If this thread has this composite registered already, or another one on a part of the model; or if another
             thread has one there for too long.
         """
+        refuse_functions(module)
         heal()
         claim = Claim(self, module)
         try:
             claim.take(self.handles)
-            refuse_foreign(module.named_modules())
+            refuse_foreign(claim.names)
             with keeping(self.handles):
-                self.put_on(module)
+                self.put_on(module, claim.names)
         except BaseException:
             if claim in self.handles:
                 self.remove()
             raise
 
-    def put_on(self, module: torch.nn.Module) -> None:
-        """Apply canonizers and rules to a model, and keep their handles."""
-        FrozenHandle(module)
+    def put_on(self, module: torch.nn.Module, names: Mapping[torch.nn.Module, str]) -> None:
+        """Apply canonizers and rules to a model, of which the modules have these names, and keep their handles."""
+        FrozenHandle(names)
+        before = len(self.handles)
         for canonizer in self.canonizers:
             self.handles.extend(canonizer.apply(module))
-        ctx: dict[Any, Any] = {}
+        if len(self.handles) > before:
+            # modules may have been put in
+            names = names_of(module)
         rules: dict[str, list[tuple[str, Rule]]] = {}
-        for name, child in module.named_modules():
-            template = self.module_map(ctx, name, child)
-            if template is not None:
-                rule = adopt(template, self.form)
-                self.hook_refs.add(rule)
+        for name, child, template in self.assign(module, names):
+            if isinstance(template, Rule) and template.is_plain(self.form):
+                continue
+            rule = adopt(template, self.form)
+            self.hook_refs.add(rule)
+            if not name and isinstance(rule, Operators):
+                # around what torch.compile returned, too, which has hooks of its own
+                handles = rule.put_on(module, names)
+            else:
                 handles = rule.register(child)
-                self.handles.append(_Owned(rule, handles))
-                if handles and not rule.optional:
-                    rules.setdefault(repr(rule), []).append((name, rule))
+            self.handles.append(_Owned(rule, handles))
+            if handles and not rule.optional:
+                rules.setdefault(repr(rule), []).append((name, rule))
+        uncompile({module: "", **names})
         ForwardHandle(module, look_for_unused(module, rules, self.strict, self.handles[0]))
+
+    def assign(self, module: torch.nn.Module, names: Mapping[torch.nn.Module, str]) -> Assigned:
+        """Return name, module and rule of each module of a model that has a rule."""
+        ctx: dict[Any, Any] = {}
+        found = ((name, child, self.module_map(ctx, name, child)) for child, name in names.items())
+        return [(name, child, rule) for name, child, rule in found if rule is not None]
 
     def context(self, module: M) -> AbstractContextManager[M]:
         """Return a context manager inside of which the rules hold for a model.
@@ -169,7 +188,7 @@ def look_for_unused(
     def around(forward: Any, args: Any, kwargs: Any) -> Any:
         if torch.compiler.is_compiling():
             return forward(*args, **kwargs)
-        with watch_rules() as fired:
+        with uncompiled(), watch_rules() as fired:
             output = forward(*args, **kwargs)
         for title, copies in rules.items():
             # the rules may have gone while another thread was predicting
@@ -204,7 +223,7 @@ class Entries:
 
     def __init__(self, model: torch.nn.Module, strict: bool) -> None:
         self.model, self.strict = model, strict
-        for name, child in model.named_children():
+        for name, child in as_written(model).named_children():
             if next(child.parameters(), None) is not None:
                 HookHandle(child, partial(self.look, name), before=True, everywhere=True, with_kwargs=True)
 
@@ -339,8 +358,9 @@ class ConvertedComposite(ScopedComposite):
         ValueError
             If the composite is one of modified gradients: relevance has no part in it.
         """
+        refuse_functions(module)
         ctx: dict[Any, Any] = {}
-        found = [(name, child, self.mapping(ctx, name, child)) for name, child in module.named_modules()]
+        found = [(name, child, self.mapping(ctx, name, child)) for child, name in names_of(module).items()]
         free = [name for name, child, hook in found if hook is None and is_linear(child)]
         if free and any(isinstance(hook, GRADIENT_RULES) for _, _, hook in found):
             raise ValueError(
@@ -349,6 +369,15 @@ class ConvertedComposite(ScopedComposite):
                 "zennit.attribution.Gradient with the composite as it is."
             )
         super().register(module)
+
+
+def refuse_functions(model: Any) -> None:
+    """Raise TypeError if a model is no module, as what ``torch.compile`` makes of a function is none."""
+    if not isinstance(model, torch.nn.Module):
+        raise TypeError(
+            f"got a model of type {type(model).__name__}, expected a torch.nn.Module: a function, compiled or not, "
+            "hides the modules that rules are put on. Give the module that it calls."
+        )
 
 
 def refuse_hidden(model: torch.nn.Module) -> None:
@@ -360,13 +389,14 @@ def refuse_hidden(model: torch.nn.Module) -> None:
         If its attention implementation is not one of :data:`ATTENTION_IMPLEMENTATIONS`, timm checkpoints it, or it
         is a script.
     """
-    for name, module in model.named_modules():
+    refuse_functions(model)
+    for module, name in names_of(model).items():
         if isinstance(module, torch.jit.ScriptModule):
             raise ValueError(
                 f"{name or type(model).__name__!r} is a script of torch.jit, which calls its functions where no rule "
                 "sees them; expected a module of Python: the one that it was made of."
             )
-        chosen = getattr(getattr(module, "config", None), "_attn_implementation", None)
+        chosen = getattr(said(module, "config"), "_attn_implementation", None)
         if isinstance(chosen, str) and chosen not in ATTENTION_IMPLEMENTATIONS:
             raise ValueError(
                 f"{name or type(model).__name__!r} got attn_implementation={chosen!r}, expected 'sdpa' or 'eager': "
@@ -379,11 +409,16 @@ def refuse_hidden(model: torch.nn.Module) -> None:
                 f"{name or type(model).__name__!r} is a {type(module).__name__}, whose replicas and hooks have no "
                 "rules; expected the module inside: explain model.module."
             )
-        if getattr(module, "grad_checkpointing", False):
+        if said(module, "grad_checkpointing"):
             raise ValueError(
                 f"{name or type(model).__name__!r} checkpoints its blocks in a way that computes them again without "
                 "rules; expected model.set_grad_checkpointing(False)."
             )
+
+
+def said(module: torch.nn.Module, name: str) -> Any:
+    """Return an attribute of a module or of its class, None if there is none, which a module is slow to say."""
+    return getattr(module, name) if name in vars(module) or hasattr(type(module), name) else None
 
 
 def input_x_gradient(rule: T) -> T:

@@ -9,6 +9,7 @@ This module does not know architectures: a module of which the place gives no ro
 from __future__ import annotations
 
 import re
+from typing import Any
 
 import torch
 
@@ -67,6 +68,14 @@ def role(name: str, module: torch.nn.Module) -> str | None:
         return "head"
     in_block = any(re.search(r"\d", part) for part in path)
     return "mlp" if in_block or "mlp" in path else None
+
+
+def traits(module: torch.nn.Module) -> tuple[Any, ...]:
+    """Return what a module's role depends on beside its name: where that is equal, the role is."""
+    kind, own = type(module), vars(module)
+    is_window = isinstance(module, (torch.nn.Conv2d, torch.nn.Conv3d))
+    window = (module.in_channels, module.stride, module.kernel_size) if is_window else None
+    return kind, kind.forward, (*own,), (*own["_parameters"],), (*own["_buffers"],), (*own["_modules"],), window
 
 
 def _looks_at_patches(module: torch.nn.Module) -> bool:

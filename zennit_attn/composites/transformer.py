@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import fnmatch
 import inspect
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -13,11 +13,13 @@ from zennit.canonizers import Canonizer
 from zennit.core import Hook
 
 from ..engine.handles import Kept, keeping
+from ..engine.names import names_of
 from ..hints import nearest
 from ..rules.layer import Identity
 from ..rules.operators import Operators, SelectiveScan
 from ..rules.rule import Rule
 from ..tables import Table
+from .assignments import Assigned, Assignments
 from .canonizers import FunctionCanonizer, MultiheadAttentionCanonizer
 from .claims import is_registered
 from .parameters import arguments, shown
@@ -94,6 +96,7 @@ class TransformerComposite(ScopedComposite):
                 if given not in ROLES:
                     raise ValueError(f"role_map got {given!r}, expected one of {ROLES}; {nearest(given, ROLES)}")
         self.given_canonizers = list(canonizers or [])
+        self.kept = Assignments()
         super().__init__(self.mapping, [MultiheadAttentionCanonizer(), FunctionCanonizer(), *self.given_canonizers])
 
     def own_role_map(self) -> list[tuple[tuple[str, ...], Hook]]:
@@ -140,28 +143,53 @@ class TransformerComposite(ScopedComposite):
         refuse_hidden(module)
         super().register(module)
 
-    def put_on(self, module: torch.nn.Module) -> None:
-        """Apply canonizers and rules to a model, and keep their handles."""
-        super().put_on(module)
+    def put_on(self, module: torch.nn.Module, names: Mapping[torch.nn.Module, str]) -> None:
+        """Apply canonizers and rules to a model, of which the modules have these names, and keep their handles."""
+        super().put_on(module, names)
         if self.operators is not None:
             Entries(module, self.strict)
-        self.check_matches(module)
 
-    def check_matches(self, model: torch.nn.Module) -> None:
-        """Raise ValueError if an entry of a map fits no module of the model."""
-        named = dict(model.named_modules())
+    def assign(self, module: torch.nn.Module, names: Mapping[torch.nn.Module, str]) -> Assigned:
+        """Return name, module and rule of each module of a model that has a rule: the same as last time if it may be.
+
+        Raises
+        ------
+        ValueError
+            If an entry of a map fits no module of the model.
+        """
+
+        def anew() -> Assigned:
+            found = super(TransformerComposite, self).assign(module, names)
+            self.check_matches({name: child for child, name in names.items()}, type(module).__name__)
+            return found
+
+        settings = self.settings()
+        return anew() if settings is None else self.kept.find(module, names, settings, anew)
+
+    def settings(self) -> tuple[Any, ...] | None:
+        """Return what the rules of modules depend on beside the modules; None if a class has its own idea of that."""
+        own = (getattr(type(self), name).__module__ for name in ("mapping", "own_role_map", "own_layer_rule"))
+        if self.module_map != self.mapping or not all(name.startswith(f"{__package__}.") for name in own):
+            return None
+        skipped = ("handles", "hook_refs", "form", "module_map", "kept")
+        given = {name: value for name, value in vars(self).items() if name not in skipped}
+        # of lists, what is in them now
+        return type(self), {name: (*value,) if isinstance(value, list) else value for name, value in given.items()}
+
+    def check_matches(self, named: Mapping[str, torch.nn.Module], title: str) -> None:
+        """Raise ValueError if an entry of a map fits no module of a model, given by their names."""
         for patterns, rule in self.name_map:
             for pattern in patterns:
                 if not fnmatch.filter(named, pattern):
                     raise ValueError(
-                        f"name_map got {pattern!r} for {shown(rule)}, which fits no module of {type(model).__name__}; "
+                        f"name_map got {pattern!r} for {shown(rule)}, which fits no module of {title}; "
                         + nearest(pattern, named)
                     )
         roles = {place for name, module in named.items() if (place := role(name, module))}
         for wanted, rule in (*self.role_map, *self.own_role_map()):
             if not roles.intersection(wanted):
                 raise ValueError(
-                    f"{type(self).__name__} got {type(model).__name__}, in which no module has the role "
+                    f"{type(self).__name__} got {title}, in which no module has the role "
                     f"{' or '.join(map(repr, wanted))} for {shown(rule)}; its roles are {sorted(roles) or 'none'}. "
                     "Name the modules with name_map, or choose another preset."
                 )
@@ -169,10 +197,10 @@ class TransformerComposite(ScopedComposite):
             for kind in types:
                 if not any(is_type(module, kind) for module in named.values()):
                     kinds = {type(module).__name__ for module in named.values()}
-                    title = kind if isinstance(kind, str) else kind.__name__
+                    kind_name = kind if isinstance(kind, str) else kind.__name__
                     raise ValueError(
-                        f"layer_map got {title} for {shown(rule)}, which fits no module of {type(model).__name__}; "
-                        + nearest(title, sorted(kinds))
+                        f"layer_map got {kind_name} for {shown(rule)}, which fits no module of {title}; "
+                        + nearest(kind_name, sorted(kinds))
                     )
 
     def assignments(self, model: torch.nn.Module) -> list[tuple[str, str | None, Hook]]:
@@ -183,17 +211,11 @@ class TransformerComposite(ScopedComposite):
         ValueError
             If an entry of a map fits no module of the model.
         """
-        found = []
         # a model on which a composite is registered is canonized already
         with Kept() as kept, keeping(kept):
             for canonizer in () if is_registered(model) else self.canonizers:
                 kept.extend(canonizer.apply(model))
-            self.check_matches(model)
-            for name, module in model.named_modules():
-                rule = self.mapping({}, name, module)
-                if rule is not None:
-                    found.append((name, role(name, module), rule))
-        return found
+            return [(name, role(name, child), rule) for name, child, rule in self.assign(model, names_of(model))]
 
     def describe(self, model: torch.nn.Module) -> Table:
         """Return a table of the modules that have a rule: module, role, rule, parameters.

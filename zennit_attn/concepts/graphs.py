@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 from .. import heatmap
 from ..errors import InputError
+from ..files import encoded, put
 
 FORMAT, VERSION = "zennit-attn graph", 1
 OUTPUT, INPUT = "output", "input"

@@ -16,6 +16,7 @@ from zennit.core import Hook
 
 from ..attribution import activation_of
 from ..engine.handles import Kept
+from ..engine.names import modules_by_name
 from ..engine.operands import Form
 from ..errors import InputError
 from ..hints import nearest
@@ -58,7 +59,7 @@ def looking(
     InputError
         If there is no module and no latent of a name, or rules of zennit are put on after it was asked for.
     """
-    named, known = dict(model.named_modules()), latents_of(model)
+    named, known = modules_by_name(model), latents_of(model)
     own = {feature.name for feature in features}
     unknown = [name for name in names if name not in named and name not in known and name not in own]
     if unknown:

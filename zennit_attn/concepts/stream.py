@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from ..engine.handles import Kept
+from ..engine.names import modules_by_name
 from ..engine.operands import depends
 from ..errors import InputError
 from ..latents import WRITERS, Found, Latent, first_of, found_of, latents_of, own_view
@@ -139,7 +140,7 @@ def residual_stream(model: torch.nn.Module) -> Iterator[Stream]:
     model : torch.nn.Module
         The model, with its rules on.
     """
-    stream, named, known = Stream(), dict(model.named_modules()), latents_of(model)
+    stream, named, known = Stream(), modules_by_name(model), latents_of(model)
     layers = [latent.module for latent in known.values() if latent.kind == "layer"]
 
     def before(name: str, module: Any, args: Any, kwargs: Any) -> None:

@@ -5,7 +5,7 @@ This module does not run rules: see :func:`zennit_attn.engine.mode.run_inside`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -88,11 +88,24 @@ class OffloadedHandle(ForwardHandle):
 CACHES = ("cache", "past_key_values", "past_key_value", "layer_past")
 
 
-def offloaded_layers(model: torch.nn.Module) -> list[torch.nn.Module]:
-    """Return the layers of a model of transformers, some weights of which are offloaded."""
+def checkpointed_layers(modules: Iterable[torch.nn.Module]) -> list[torch.nn.Module]:
+    """Return the modules that transformers checkpoints."""
+    # not by hasattr, which a module is slow to deny
     return [
         module
-        for module in model.modules()
+        for module in modules
+        if "_gradient_checkpointing_func" in vars(module) and getattr(module, "gradient_checkpointing", False)
+    ]
+
+
+def offloaded_layers(modules: Iterable[torch.nn.Module]) -> list[torch.nn.Module]:
+    """Return those modules that are layers of a model of transformers, some weights of which are offloaded."""
+    modules = list(modules)
+    if not any("_hf_hook" in vars(module) for module in modules):
+        return []
+    return [
+        module
+        for module in modules
         if any(kind.__name__ == "GradientCheckpointingLayer" for kind in type(module).__mro__) and is_offloaded(module)
     ]
 

@@ -16,6 +16,7 @@ from torch.utils._pytree import tree_leaves
 
 from ..errors import NotFiniteError
 from .handles import Kept
+from .names import names_of
 
 
 @contextmanager
@@ -60,7 +61,7 @@ def watch(model: torch.nn.Module) -> Iterator[Callable[[Any], None]]:
             note(tensor, f"the output of {names[module]}")
 
     names = {
-        module: f"{name or 'the model itself'!r} ({type(module).__name__})" for name, module in model.named_modules()
+        module: f"{name or 'the model itself'!r} ({type(module).__name__})" for module, name in names_of(model).items()
     }
 
     def refuse(signal: Any) -> None:

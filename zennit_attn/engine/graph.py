@@ -19,6 +19,7 @@ import torch.utils.checkpoint
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
+from .names import names_of
 from .operands import Form, is_explained
 from .reports import report, report_leaf, report_node, report_stale
 from .state import state
@@ -267,7 +268,7 @@ def report_foreign(model: torch.nn.Module, node: Any) -> None:
 
 def name_of(model: torch.nn.Module, tensor: Tensor) -> str | None:
     """Return the name under which a model has a tensor that is none of its parameters, None if it has not."""
-    for name, module in model.named_modules():
+    for module, name in names_of(model).items():
         places = {**module._buffers, **{key: value for key, value in vars(module).items() if key[:1] != "_"}}
         for key, value in places.items():
             if any(item is tensor for item in tree_leaves(value)):

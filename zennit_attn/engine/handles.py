@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 import itertools
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from threading import get_ident
 from typing import Any, ClassVar, Self
@@ -324,8 +324,8 @@ class FrozenHandle:
 
     Parameters
     ----------
-    module : torch.nn.Module
-        Module with the parameters.
+    modules : iterable of torch.nn.Module
+        Modules with the parameters.
     kept : list, optional
         Where it is kept.
     """
@@ -333,11 +333,11 @@ class FrozenHandle:
     #: By the parameter's id, the handles that hold it: the last one lets go of it. They keep it, and so its id.
     holding: ClassVar[dict[int, set[FrozenHandle]]] = {}
 
-    def __init__(self, module: torch.nn.Module, kept: list[Any] | None = None) -> None:
+    def __init__(self, modules: Iterable[torch.nn.Module], kept: list[Any] | None = None) -> None:
         # by their places, too: accelerate puts others there whenever it loads weights
         self.places = [
             (holder, name, parameter)
-            for holder in (child._parameters for child in module.modules())
+            for holder in (module._parameters for module in modules)
             for name, parameter in holder.items()
             if parameter is not None and (parameter.requires_grad or id(parameter) in self.holding)
         ]
@@ -360,16 +360,3 @@ class FrozenHandle:
                         value.requires_grad_(True)
                 self.holding.pop(id(parameter), None)
         self.places = []
-
-
-class UncompiledHandle:
-    """A module that was compiled in place, which runs as it was written until this is removed."""
-
-    def __init__(self, module: torch.nn.Module) -> None:
-        self.module, self.before = module, module._compiled_call_impl
-        keep(self)
-        module._compiled_call_impl = None
-
-    def remove(self) -> None:
-        """Let it run compiled again."""
-        self.module._compiled_call_impl = self.before

@@ -2,27 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from zennit.core import Hook
 
 
-def refuse_foreign(modules: Iterable[tuple[str, torch.nn.Module]]) -> None:
+def refuse_foreign(names: Mapping[torch.nn.Module, str]) -> None:
     """Raise if rules of zennit are registered on a model in zennit's own way.
 
     Parameters
     ----------
-    modules : iterable of tuple
-        Names and modules of the model.
+    names : mapping of torch.nn.Module to str
+        Modules of the model, and their names.
 
     Raises
     ------
     RuntimeError
         If there are any: two composites would each change the signal.
     """
-    for name, module in modules:
+    for module, name in names.items():
         if not (module._forward_pre_hooks or module._forward_hooks):
             continue
         for hook in (*module._forward_pre_hooks.values(), *module._forward_hooks.values()):
@@ -39,15 +39,14 @@ class Inventory:
 
     Parameters
     ----------
-    modules : iterable of tuple
-        Names and modules of the model.
+    names : mapping of torch.nn.Module to str
+        Modules of the model, and their names.
     """
 
-    def __init__(self, modules: Iterable[tuple[str, torch.nn.Module]]) -> None:
-        found = list(modules)
+    def __init__(self, names: Mapping[torch.nn.Module, str]) -> None:
         # asked at each forward, and small models feel each look-up
-        self.parameters = [(name, module._parameters) for name, module in found if module._parameters]
-        self.children = [(name, module._modules, list(module._modules.values())) for name, module in found]
+        self.parameters = [(name, module._parameters) for module, name in names.items() if module._parameters]
+        self.children = [(name, module._modules, list(module._modules.values())) for module, name in names.items()]
 
     def check(self) -> None:
         """Raise if the model has changed in a way that the rules would not notice.

@@ -23,6 +23,7 @@ from ..errors import (
     UnknownOperationError,
     UnknownOperationWarning,
 )
+from .names import names_of
 from .state import state
 
 _reported: weakref.WeakKeyDictionary[torch.nn.Module, set[tuple[str, ...]]] = weakref.WeakKeyDictionary()
@@ -45,7 +46,7 @@ def place() -> tuple[str, str]:
     if module is None:
         return "", "no module"
     root = None if state.mode is None else state.mode.root
-    names = {} if root is None else {child: name or "the model itself" for name, child in root.named_modules()}
+    names = {} if root is None else {child: name or "the model itself" for child, name in names_of(root).items()}
     return names.get(module, "a module outside of the model"), type(module).__name__
 
 

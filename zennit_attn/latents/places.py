@@ -12,6 +12,7 @@ import torch
 
 from ..composites.roles import role
 from ..engine.linear import linear_kind
+from ..engine.names import modules_by_name
 from .counts import experts_of, heads_of
 from .experts import slots_of
 from .latent import KINDS, Latent
@@ -34,7 +35,7 @@ def latents_of(model: torch.nn.Module) -> dict[str, Latent]:
     >>> list(latents_of(transformers.LlamaForCausalLM(config)))[:3]
     ['model.layers.0.layer', 'model.layers.0.residual', 'model.layers.0.head']
     """
-    named = dict(model.named_modules())
+    named = modules_by_name(model)
     roles = {name: role(name, module) for name, module in named.items()}
     found: list[Latent] = []
     for layer, attentions in layers_of(named, roles).items():

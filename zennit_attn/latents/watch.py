@@ -16,6 +16,7 @@ from torch import Tensor
 from ..engine.functions import Enter, Leave, Value
 from ..engine.gates import mark, strength
 from ..engine.handles import FrozenHandle, Kept
+from ..engine.names import modules_by_name
 from ..engine.operands import Form, depends, explained_leaf
 from ..errors import InputError
 from ..hints import nearest
@@ -59,7 +60,7 @@ def watching(
         If there is no such latent, or none of a name was computed of the input.
     """
     latents, features = chosen(model, wanted)
-    named, seen = dict(model.named_modules()), Counter[str]()
+    named, seen = modules_by_name(model), Counter[str]()
 
     def tell(latent: Latent, tensor: Tensor, index: Tensor | None = None) -> None:
         seen[latent.name] += 1
@@ -122,7 +123,7 @@ def watching(
                     f"{feature!r} is at no module of {type(model).__name__}; {nearest(feature.module, named)}"
                 )
             if isinstance(feature.autoencoder, torch.nn.Module):
-                FrozenHandle(feature.autoencoder, kept)
+                FrozenHandle(feature.autoencoder.modules(), kept)
             kept.forward(named[feature.module], partial(decoded, feature))
         for latent in latents:
             module = named[latent.module]

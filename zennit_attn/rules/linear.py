@@ -20,7 +20,7 @@ from ..engine.functions import Enter, Leave, Scale, unwritten
 from ..engine.gates import mixed
 from ..engine.linear import AbsoluteProduct, SignedProduct, linear_kind, linear_map
 from ..engine.norms import wide
-from ..engine.operands import depends
+from ..engine.operands import Form, depends
 from .layer import LayerRule
 
 Stabilize = Callable[[Tensor], Tensor]
@@ -86,9 +86,11 @@ class LinearRule(LayerRule):
 
     def register(self, module: torch.nn.Module) -> RemovableHandleList:
         """Put the rule around one module's forward: around none where it is plain autograd."""
-        if self.form == "gradient" and self.trivial:
-            return RemovableHandleList()
-        return super().register(module)
+        return RemovableHandleList() if self.is_plain(self.form) else super().register(module)
+
+    def is_plain(self, form: Form) -> bool:
+        """Tell whether it is plain autograd in a form."""
+        return form == "gradient" and self.trivial
 
     def check(self, module: torch.nn.Module) -> None:
         """Raise TypeError if the weight of ``module`` is not one that can be split by its signs."""

@@ -6,7 +6,7 @@ They hold down to an inner module with rules of its own. What they do with a fun
 
 from __future__ import annotations
 
-from contextlib import nullcontext
+from collections.abc import Mapping
 from functools import partial
 from types import MappingProxyType
 from typing import Any, ClassVar
@@ -14,11 +14,13 @@ from typing import Any, ClassVar
 import torch
 from zennit.core import RemovableHandleList
 
-from ..engine.checkpoints import CheckpointHandle, OffloadedHandle, offloaded_layers
+from ..engine.checkpoints import CheckpointHandle, OffloadedHandle, checkpointed_layers, offloaded_layers
+from ..engine.compiled import uncompile, uncompiled
 from ..engine.finiteness import watch
-from ..engine.handles import ForwardHandle, FrozenHandle, UncompiledHandle
+from ..engine.handles import ForwardHandle, FrozenHandle
 from ..engine.inventory import Inventory, refuse_foreign
 from ..engine.mode import run_inside
+from ..engine.names import names_of
 from ..engine.operators import table_of
 from ..engine.policy import Policy
 from ..engine.reports import report_call
@@ -91,16 +93,21 @@ class Operators(Rule):
 
     def register(self, module: torch.nn.Module) -> RemovableHandleList:
         """Put the rules around one module's forward, and freeze its parameters until they are removed."""
-        modules = list(module.named_modules())
-        inventory = Inventory(modules)
-        checkpoints = [
-            child
-            for child in module.modules()
-            if getattr(child, "gradient_checkpointing", False) and hasattr(child, "_gradient_checkpointing_func")
-        ]
+        names = names_of(module)
+        return RemovableHandleList([FrozenHandle(names), *self.put_on(module, names)])
+
+    def put_on(self, module: torch.nn.Module, names: Mapping[torch.nn.Module, str]) -> RemovableHandleList:
+        """Put the rules around the forward of a module of which the parameters are frozen.
+
+        Parameters
+        ----------
+        module : torch.nn.Module
+            The module.
+        names : mapping of torch.nn.Module to str
+            Its modules, and their names in it.
+        """
+        inventory, checkpoints = Inventory(names), checkpointed_layers(names)
         report_call(module, self.strict)
-        # what was compiled before knows no rules: it runs as it was written
-        compiled = any(map(is_compiled, module.modules()))
         # a compiler must find the table there when it traces
         key = self.policy(None).key(self.form)
         table_of(key)
@@ -108,6 +115,10 @@ class Operators(Rule):
 
         def rerun(policy: Policy, forward: Any, args: Any, kwargs: Any = MappingProxyType({})) -> Any:
             return run_inside(policy, self.form, self.strict, module, forward, args, kwargs)
+
+        def again(policy: Policy, forward: Any, args: Any, kwargs: Any) -> Any:
+            with uncompiled():
+                return rerun(policy, forward, args, kwargs)
 
         def around(forward: Any, args: Any, kwargs: Any) -> Any:
             if is_shielded():
@@ -118,12 +129,12 @@ class Operators(Rule):
                 return rerun(self.policy(policy), forward, args, kwargs)
             if torch.is_grad_enabled():
                 # a prediction in another thread explains nothing, whatever comes on or off meanwhile
-                refuse_foreign(modules)
+                refuse_foreign(names)
                 inventory.check()
             run = partial(rerun, self.policy(None), partial(survey.run, forward), (args, kwargs))
             is_enabled = torch.is_grad_enabled()
             try:
-                with torch.compiler.set_stance("force_eager") if compiled else nullcontext():
+                with uncompiled():
                     if not self.strict:
                         return run()
                     with watch(module) as check_output:
@@ -139,10 +150,10 @@ class Operators(Rule):
 
         # once more around the module's hooks, which are part of what it computes
         called = ForwardHandle(module, around, name="_call_impl")
-        handles = RemovableHandleList([ForwardHandle(module, around), called, FrozenHandle(module)])
-        handles += [UncompiledHandle(child) for child in module.modules() if child._compiled_call_impl is not None]
-        handles += [CheckpointHandle(child, rerun) for child in checkpoints]
-        handles += [OffloadedHandle(child, rerun) for child in offloaded_layers(module) if child not in checkpoints]
+        handles = RemovableHandleList([ForwardHandle(module, around), called])
+        handles += uncompile({module: "", **names})
+        handles += [CheckpointHandle(child, again) for child in checkpoints]
+        handles += [OffloadedHandle(child, again) for child in offloaded_layers(names) if child not in checkpoints]
         return handles
 
 
@@ -238,8 +249,3 @@ class SelectiveScan(NamedOperators):
     """
 
     kinds: ClassVar[dict[str, str]] = {"product": "uniform", "scan": "constant"}
-
-
-def is_compiled(module: torch.nn.Module) -> bool:
-    """Tell whether a module is what ``torch.compile`` returns, by where its type is, which takes long to import."""
-    return type(module).__module__ == "torch._dynamo.eval_frame"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from typing import Any, ClassVar
 
 from zennit.core import Hook, RemovableHandleList
@@ -27,9 +26,15 @@ class Rule(Hook):
 
     def copy(self) -> Rule:
         """Return a copy for another module."""
-        twin = copy.copy(self)
+        # not by copy.copy, of which a model's many layers feel how much it asks
+        twin = object.__new__(type(self))
+        twin.__dict__.update(self.__dict__)
         twin.stored_tensors, twin.tensor_handles = {}, RemovableHandleList()
         return twin
+
+    def is_plain(self, form: Form) -> bool:
+        """Tell whether it is plain autograd in a form, so that there is nothing to register."""
+        return False
 
     def parameters(self) -> dict[str, Any]:
         """Return the arguments that make an equal rule."""
