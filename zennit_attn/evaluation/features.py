@@ -45,6 +45,9 @@ class Fixed(Target):
     tensor([4.])
     """
 
+    #: A tensor, where it is given.
+    position: Any
+
     def __init__(self, shares: Tensor, position: Any = None, attention_mask: Tensor | None = None) -> None:
         super().__init__(position, attention_mask)
         self.shares = shares

@@ -268,7 +268,7 @@ def one_row(explainer: Explainer, asked: Asked, answer: list[int]) -> tuple[dict
     shares = torch.zeros(1, len(answer), classes, device=ids.device)
     shares[0, range(len(answer)), answer] = 1
     places = torch.arange(-len(answer), 0, device=ids.device)[None]
-    batch = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+    batch: dict[str, Any] = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
     if takes(explainer.model, "logits_to_keep"):
         batch["logits_to_keep"] = len(answer)
     return batch, Fixed(shares, places)

@@ -8,7 +8,8 @@ from collections.abc import Sequence
 from matplotlib.figure import Figure
 
 from ..data.index import STYLE, written
-from .tables import Scores, cell, title_of
+from .study import title_of
+from .tables import Scores, cell
 
 #: What the head of a page says, of what scores depend on.
 FACTS = ("model", "study", "input", "dtype")

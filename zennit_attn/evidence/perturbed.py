@@ -123,7 +123,7 @@ class Perturbed(Study):
         if value.dim() != 4:
             raise InputError(f"got {name} of shape {tuple(value.shape)}, expected a text or an image")
         size = patch_size(explainer.wrapped)
-        kinds = {"zero": 0.0, "mean": "mean", "blur": "blur"}
+        kinds: dict[str, float | str] = {"zero": 0.0, "mean": "mean", "blur": "blur"}
         return {fill: Patches(size, kinds[fill]) for fill in self.fills or FILLS["image"] if fill in kinds}
 
 

