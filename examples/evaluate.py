@@ -1,6 +1,7 @@
-"""Measure how good the explanations of all methods are on the models of the examples, and write the tables.
+"""Measure how good the explanations of all methods are on real models and on those of the examples; write the tables.
 
-``python examples/evaluate.py --out docs/evaluation.md`` takes a good half hour on one processor core; KernelSHAP needs
+``python examples/evaluate.py --work evaluation --out docs/evaluation.md`` takes a good half hour on one processor core
+for the small models, and hours for the real ones (see ``evidence.py``); it goes on where it was. KernelSHAP needs
 captum (``pip install zennit-attn[evaluation]``).
 """
 
@@ -13,6 +14,7 @@ from pathlib import Path
 
 import agreement
 import digits
+import evidence
 import shapes
 import torch
 import torchvision
@@ -40,21 +42,41 @@ STEPS = 16
 SEED = 0
 HEADER = """# Evaluation
 
-Written by `python examples/evaluate.py --out docs/evaluation.md`. Each score is a mean over samples with its 95 %
-confidence interval (bootstrap over samples); the best of a column is bold. The methods are those of
-`zennit_attn.evaluation.METHODS`, with their default parameters; a dash says that a method does not apply.
+How good explanations are, on real models and on the small ones of the examples. The same tables for your own model and data
+are one command, which goes on where it was stopped, is shared out as `explain --input` is ([Many rows](data.md)), and writes
+`table.md` and a page, `page.html`:
+
+```shell
+zennit-attn evaluate --model examples/models/agreement --study perturbation --data examples/texts.jsonl --out scores
+```
+
+| study | what it asks | rows |
+|---|---|---|
+| `context` | which sentence a language model read its own right answer from | its own, or `{{"sentences": [...], "question": "...", "answer": "...", "truth": 0}}` |
+| `perturbation` | what is left of the explained value without what is relevant, for texts, pairs and images | as of `explain --input` |
+| `randomisation` | whether relevance follows the weights, as they are shuffled from the output on | as of `explain --input` |
+
+`--methods` takes names of `zennit_attn.evaluation.METHODS` and TOML files of composites, `--score-dtype bfloat16` halves the time of
+scores, and `--help` has the rest. `zennit_attn.evidence.open_scores(folder)` has each score of each row.
+
+This page is written by `python examples/evaluate.py --work evaluation --out docs/evaluation.md`. Each score is a mean over samples with its 95 %
+confidence interval (bootstrap over samples). Bold is the best of a column; in the tables of real models also what cannot be told
+from it, by the paired bootstrap of the difference. A dash says that a method does not apply.
 
 - **ΔA** is the area between the curves of least and most relevant first (AttnLRP paper), in units of the explained
   logit: how much longer the logit lasts if what a method calls irrelevant is removed first. What is removed becomes
   what the brackets say.
-  Patches are those of the model: γ in its patch embedding moves relevance only inside of a patch, and cannot show here.
-- **Occlusion** is the rank correlation with the fall of the logit when each feature alone is removed.
 - **Pointing game**: is the largest relevance on the cause? **Mass**: share of the positive relevance that is on it.
   **Rank**: share of the K largest on it, if it has K features. **MRR**: mean of 1 / rank of the cause.
-- **Seconds** a sample, on one thread, in batches of {chunk}.
+- **Occlusion** is the rank correlation with the fall of the logit when each feature alone is removed.
+- **Seconds** are the median a sample, on one thread of a processor; of the small models the mean in batches of {chunk}.
 
 Machine and versions: {machine}; zennit-attn {version}, torch {torch}, torchvision {torchvision}, transformers
 {transformers}.
+"""
+SMALL = """# Small models
+
+Patches are those of the model: γ in its patch embedding moves relevance only inside of a patch, and cannot show here.
 """
 
 
@@ -303,15 +325,47 @@ def evaluate(case):
 CASES = {"sentences": (sentences_case, 600), "digits": (digits_case, 450), "shapes": (shapes_case, 300)}
 
 
+def section(name, samples, work):
+    """Return the section of a case, as it was measured before if there is a folder of what was.
+
+    Parameters
+    ----------
+    name : str
+        One of :data:`CASES`, or of :data:`evidence.CASES`.
+    samples : int or None
+        Number of samples of a small model.
+    work : pathlib.Path or None
+        The folder.
+
+    Returns
+    -------
+    str
+        In Markdown.
+    """
+    if name in evidence.CASES:
+        return evidence.section(name, work or Path("evaluation"))
+    file = None if work is None else work / f"{name}.md"
+    if file is not None and file.exists():
+        return file.read_text(encoding="utf-8")
+    make, count = CASES[name]
+    text = evaluate(make(samples or count))
+    if file is not None:
+        work.mkdir(parents=True, exist_ok=True)
+        file.write_text(text, encoding="utf-8")
+    return text
+
+
 def main():
     """Measure everything, and write the tables."""
+    every = [*evidence.CASES, *CASES]
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--cases", nargs="+", choices=CASES, default=list(CASES), help="models (default: all)")
-    parser.add_argument("--samples", type=int, help="number of samples of each (default: those of the documentation)")
+    parser.add_argument("--cases", nargs="+", choices=every, default=every, help="models (default: all)")
+    parser.add_argument("--samples", type=int, help="number of samples of each small model (default: as documented)")
+    parser.add_argument("--work", type=Path, help="folder of what is measured, to be gone on with")
     parser.add_argument("--out", type=Path, help="Markdown file (default: none)")
     args = parser.parse_args()
     torch.set_num_threads(1)
-    sections = [evaluate(make(args.samples or count)) for make, count in (CASES[name] for name in args.cases)]
+    sections = {name: section(name, args.samples, args.work) for name in every if name in args.cases}
     header = HEADER.format(
         chunk=CHUNK,
         machine=f"{platform.machine()} CPU",
@@ -320,7 +374,9 @@ def main():
         torchvision=torchvision.__version__,
         transformers=transformers.__version__,
     )
-    page = "\n".join([header, *sections])
+    real = [text for name, text in sections.items() if name in evidence.CASES]
+    small = [text for name, text in sections.items() if name in CASES]
+    page = "\n".join([header, *real, *([SMALL] if small else []), *small])
     if args.out is not None:
         args.out.write_text(page, encoding="utf-8")
     print(page)

@@ -47,6 +47,7 @@ PUBLIC = [
     "data",
     "errors",
     "evaluation",
+    "evidence",
     "heatmap",
     "input_x_gradient",
     "load_composite",
@@ -74,7 +75,8 @@ def test_what_is_public_is_shown_and_nothing_else():
 
 
 @pytest.mark.parametrize(
-    "room", ["composites", "concepts", "data", "evaluation", "heatmap", "rules", "targets", "tuning", "errors"]
+    "room",
+    ["composites", "concepts", "data", "evaluation", "evidence", "heatmap", "rules", "targets", "tuning", "errors"],
 )
 def test_rooms_show_what_is_public_and_nothing_else(room):
     module = getattr(zennit_attn, room)

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from . import data as data
     from . import errors as errors
     from . import evaluation as evaluation
+    from . import evidence as evidence
     from . import heatmap as heatmap
     from . import rules as rules
     from . import targets as targets
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
     from .explain import Explanation as Explanation
 
 #: Modules and packages that are public as a whole.
-_ROOMS = ("composites", "concepts", "data", "errors", "evaluation", "heatmap", "rules", "targets", "tuning")
+_ROOMS = ("composites", "concepts", "data", "errors", "evaluation", "evidence", "heatmap", "rules", "targets", "tuning")
 #: What takes transformers.
 _QUESTIONS = ("Explainer", "Explanation")
 
