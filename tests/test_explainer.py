@@ -688,3 +688,18 @@ def test_a_class_of_a_series():
     logits = model(torch.from_numpy(series)[None]).prediction_logits
     assert (explanation.label, explanation.value) == ("rising", pytest.approx(float(logits[0, 1]), abs=1e-6))
     assert explanation.matrix.shape == (1, 2, 32)
+
+
+@pytest.mark.parametrize("whole", [True, False], ids=["whole", "layers"])
+def test_a_model_that_was_compiled_before_is_asked_as_it_was_written(whole):
+    model, tokenizer, given, _ = text_models()["next token"]
+    expected = Explainer(model, tokenizer)(*given)
+    if whole:
+        compiled = torch.compile(model, backend="eager")
+    else:
+        compiled = model
+        for layer in model.model.layers:
+            layer.compile(backend="eager")
+    found = Explainer(compiled, tokenizer)(*given)
+    assert found.label == expected.label
+    np.testing.assert_array_equal(found.relevance, expected.relevance)

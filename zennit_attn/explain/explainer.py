@@ -20,6 +20,7 @@ from ..attribution import InputXGradient
 from ..composites.configuration import made_with
 from ..composites.registration import input_x_gradient
 from ..composites.transformer import TransformerComposite
+from ..engine.names import as_written
 from ..errors import InputError
 from ..latents import Features
 from ..sharding import is_offloaded, whole
@@ -102,6 +103,8 @@ class Explainer:
         if where and isinstance(model, torch.nn.Module):
             raise InputError("got a device_map or a tp_plan for a loaded model, expected its name: it is where it is")
         if isinstance(model, torch.nn.Module):
+            # a model that was compiled before is asked as it was written
+            model = as_written(model)
             self.name, self.model, self.task = named(model), model, task_of_module(model)
             self.reader = reader
             self.device = device_of_module(model) if device == "auto" else loading.device_of(device)
