@@ -15,8 +15,7 @@ import prose
 import smollm2
 
 from zennit_attn import cli
-from zennit_attn.evidence import STUDIES, open_scores
-from zennit_attn.evidence.tables import markdown
+from zennit_attn.evidence import open_scores
 
 ATTENTION = ("attention_rollout", "gradient_attention_rollout", "attention_value_norm")
 OURS = ("cp_lrp", "attnlrp", "relp", "libragrad")
@@ -135,31 +134,9 @@ def section(name, work):
         options += ["--data", data]
     if cli.main(list(map(str, options))) != 0:
         raise SystemExit(f"{name} could not be measured")
-    return written(name, work)
-
-
-def written(name, work):
-    """Return the section of a case as far as it is measured.
-
-    Parameters
-    ----------
-    name : str
-        One of :data:`CASES`.
-    work : pathlib.Path
-        Where folders of scores are.
-
-    Returns
-    -------
-    str
-        In Markdown.
-    """
-    case, scores = CASES[name], open_scores(work / name)
-    there = {score for _, score in scores.values}
-    study = STUDIES[scores.settings["study"]]
-    columns = [score for score in study().scores if score in there]
-    columns = columns or [score for score in dict.fromkeys(score for _, score in scores.values) if score != "seconds"]
+    scores = open_scores(folder)
     text = case.text.format(rows=scores.rows, measured=scores.rows - len(scores.errors))
-    return f"## {case.title}\n\n{text}\n\n{markdown(scores, columns)}\n"
+    return f"## {case.title}\n\n{text}\n\n{(folder / 'table.md').read_text(encoding='utf-8')}"
 
 
 def main(arguments=None):

@@ -7,7 +7,7 @@ method cannot explain is an error, never another explanation. How good an explan
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
@@ -405,7 +405,9 @@ def attention_of(model: torch.nn.Module, batch: Batch, fixed: Fixed) -> tuple[Te
     ValueError
         If there are none, or they are not those of one sequence.
     """
-    if getattr(getattr(model, "config", None), "is_encoder_decoder", False):
+    if getattr(getattr(model, "config", None), "is_encoder_decoder", False) or (
+        isinstance(batch, Mapping) and "other_ids" in batch
+    ):
         raise ValueError(f"attention rollout got {type(model).__name__}, expected a model of one sequence")
     function, x = as_function(model, batch)
     handles = MultiheadAttentionCanonizer().apply(model)

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import math
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from functools import cache
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
@@ -49,17 +48,22 @@ class Scores:
         """The methods, as they were named."""
         return list(dict.fromkeys(method for method, _ in self.values))
 
-    def of(self, method: str, score: str, rows: Sequence[int] | None = None) -> torch.Tensor:
-        """Return the values of a method's score, of some rows or of all that have it."""
+    def of(self, method: str, score: str) -> torch.Tensor:
+        """Return the values of a method's score, in the order of the rows that have it."""
         found = self.values.get((method, score), {})
-        return torch.tensor([found[row] for row in (sorted(found) if rows is None else rows)], dtype=torch.float64)
+        return torch.tensor([found[row] for row in sorted(found)], dtype=torch.float64)
 
     @cache  # noqa: B019
     def interval(self, method: str, score: str) -> Interval | None:
-        """Return the mean of a score over rows, with its interval; None if the method does not have it."""
+        """Return the mean of a score over rows, with its interval; None if the method does not have it in each row."""
         values = self.of(method, score)
-        values = values[values.isfinite()]
-        return bootstrap(values) if len(values) else None
+        is_whole = len(values) == len(self.measured) and bool(values.isfinite().all())
+        return bootstrap(values) if is_whole else None
+
+    @cached_property
+    def measured(self) -> set[int]:
+        """The rows that have scores."""
+        return {row for found in self.values.values() for row in found}
 
     @cache  # noqa: B019
     def best(self, score: str) -> str:
@@ -69,11 +73,9 @@ class Scores:
 
     def behind(self, method: str, score: str) -> Interval | None:
         """Return how far a method is behind the best one, paired by rows; None if it does not have the score."""
-        best = self.values[self.best(score), score]
-        rows = sorted(best.keys() & self.values.get((method, score), {}).keys())
-        if not rows:
+        if self.interval(method, score) is None:
             return None
-        return paired(self.of(method, score, rows), self.of(self.best(score), score, rows))
+        return paired(self.of(method, score), self.of(self.best(score), score))
 
 
 def open_scores(folder: str | os.PathLike[str]) -> Scores:
@@ -123,7 +125,7 @@ def markdown(scores: Scores, columns: Sequence[str]) -> str:
 def cell(scores: Scores, method: str, score: str) -> str:
     """Return a mean and its interval, bold if it is the best or cannot be told from it."""
     found, behind = scores.interval(method, score), scores.behind(method, score)
-    if found is None or behind is None or math.isnan(found.mean):
+    if found is None or behind is None:
         return "–"
     mean = f"{found.mean:.2f}"
     return f"{f'**{mean}**' if behind.high >= 0 else mean} [{found.low:.2f}, {found.high:.2f}]"
