@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Sequence
+from pathlib import Path
 
 from matplotlib.figure import Figure
 
@@ -15,7 +16,8 @@ from .tables import Scores, cell
 FACTS = ("model", "study", "input", "dtype")
 TABLE = """
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
-th, td { text-align: left; padding: .2rem .8rem; }
+th, td { text-align: left; vertical-align: top; padding: .2rem .8rem; }
+td small { display: block; white-space: nowrap; opacity: .7; }
 tr { border-bottom: 1px solid color-mix(in srgb, currentColor 15%, transparent); } thead { opacity: .7; }
 section svg { height: auto; background: #fff; border-radius: 4px; }
 """
@@ -36,7 +38,7 @@ def page_of(scores: Scores, meanings: dict[str, str]) -> str:
     head = "".join(
         f"<dt>{written(name)}</dt><dd>{written(value)}</dd>" for name, value in facts.items() if value is not None
     )
-    title = f"{facts['study']}: {facts['model']}"
+    title = f"{facts['study']}: {Path(str(facts['model'])).name}"
     names = list(meanings)
     said = "".join(f"<dt>{written(name)}</dt><dd>{written(meaning)}</dd>" for name, meaning in meanings.items())
     return (
@@ -56,10 +58,9 @@ def table(scores: Scores, names: Sequence[str]) -> str:
     for method in scores.methods:
         cells = []
         for name in names:
-            text = cell(scores, method, name)
-            bold = text.startswith("**")
-            text = written(text.replace("**", ""))
-            cells.append(f"<td>{f'<b>{text}</b>' if bold else text}</td>")
+            mean, _, interval = cell(scores, method, name).partition(" ")
+            bold, mean = mean.startswith("**"), written(mean.strip("*"))
+            cells.append(f"<td>{f'<b>{mean}</b>' if bold else mean}<small>{written(interval)}</small></td>")
         lines.append(f"<tr><th>{written(title_of(method))}</th>{''.join(cells)}</tr>")
     return f"<table><thead><tr><th>method</th>{head}</tr></thead>{''.join(lines)}</table>"
 

@@ -18,9 +18,6 @@ from ..errors import InputError
 from ..evaluation import Interval, bootstrap, paired
 from .study import title_of
 
-#: Format of ``run.json``, which a folder of explanations has, too.
-KIND = "scores"
-
 
 @dataclass(eq=False)
 class Scores:
