@@ -1,6 +1,7 @@
 """The examples, each on a model that needs no network."""
 
 import importlib.util
+import json
 import re
 import sys
 from pathlib import Path
@@ -11,6 +12,8 @@ import transformers
 from PIL import Image
 
 from zennit_attn import AttnLRPComposite, GammaViTComposite, InputXGradient, input_x_gradient, targets
+from zennit_attn.cli import evaluate as evaluate_command
+from zennit_attn.cli import parser as cli_parser
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 sys.path.insert(0, str(EXAMPLES))
@@ -18,11 +21,13 @@ sys.path.insert(0, str(EXAMPLES))
 import agreement  # noqa: E402
 import bert  # noqa: E402
 import digits  # noqa: E402
+import evidence  # noqa: E402
 import gpt2_contrastive  # noqa: E402
 import language  # noqa: E402
 import latent  # noqa: E402
 import llama  # noqa: E402
 import models  # noqa: E402
+import prose  # noqa: E402
 import quantized  # noqa: E402
 import smollm2  # noqa: E402
 import train_digits  # noqa: E402
@@ -271,3 +276,23 @@ def test_blocks_that_do_not_fit_are_refused(capsys):
     with pytest.raises(SystemExit, match="2"):
         quantized.main(["--backend", "bitsandbytes"])
     assert "multiples of 64" in capsys.readouterr().err
+
+
+def test_prose_is_sentences_of_packages(tmp_path):
+    found = prose.main(["--count", "20", "--out", str(tmp_path / "prose.jsonl")])
+    lines = (tmp_path / "prose.jsonl").read_text(encoding="utf-8").splitlines()
+    assert [json.loads(line) for line in lines] == found
+    assert len({row["text"] for row in found}) == 20
+    assert all(len(row["text"].split()) >= prose.FEWEST and row["text"][-1] in ".!?" for row in found)
+    assert prose.main(["--count", "20", "--out", str(tmp_path / "again.jsonl")]) == found
+    for row in prose.pairs(20):
+        assert row["text"] != row["second"]
+        assert row["text"][0].isupper()
+
+
+def test_cases_of_real_models_are_options_of_the_command():
+    for name, case in evidence.CASES.items():
+        options = list(map(str, ["evaluate", "--model", "model", "--out", "out", *case.options]))
+        study = evaluate_command.study_of(cli_parser.parser().parse_args(options))
+        assert study.methods, name
+        assert "{measured}" in case.text
