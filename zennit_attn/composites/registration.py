@@ -42,6 +42,8 @@ GRADIENT_RULES = (ReLUDeconvNet, ReLUGuidedBackprop, ReLUBetaSmooth)
 
 #: Attention implementations whose kernels the rules see; others call kernels that no rule can look into.
 ATTENTION_IMPLEMENTATIONS = (None, "eager", "sdpa")
+#: Modules that call another one where no rule can look.
+WRAPPERS = (torch.jit.ScriptModule, torch.nn.parallel.DistributedDataParallel, torch.nn.DataParallel)
 
 
 class ScopedComposite(Composite):
@@ -380,8 +382,8 @@ def refuse_functions(model: Any) -> None:
         )
 
 
-def refuse_hidden(model: torch.nn.Module) -> None:
-    """Raise if a model computes something where no rule can look.
+def refuse_hidden(model: torch.nn.Module, names: Mapping[torch.nn.Module, str]) -> None:
+    """Raise if a model, of which the modules have these names, computes something where no rule can look.
 
     Raises
     ------
@@ -389,8 +391,14 @@ def refuse_hidden(model: torch.nn.Module) -> None:
         If its attention implementation is not one of :data:`ATTENTION_IMPLEMENTATIONS`, timm checkpoints it, or it
         is a script.
     """
-    refuse_functions(model)
-    for module, name in names_of(model).items():
+    told: dict[type, bool] = {}
+    for module, name in names.items():
+        kind, own = type(module), vars(module)
+        if kind not in told:
+            told[kind] = issubclass(kind, WRAPPERS) or hasattr(kind, "config") or hasattr(kind, "grad_checkpointing")
+        # most say nothing, which is found out fast
+        if not (told[kind] or "config" in own or "grad_checkpointing" in own):
+            continue
         if isinstance(module, torch.jit.ScriptModule):
             raise ValueError(
                 f"{name or type(model).__name__!r} is a script of torch.jit, which calls its functions where no rule "
@@ -417,7 +425,7 @@ def refuse_hidden(model: torch.nn.Module) -> None:
 
 
 def said(module: torch.nn.Module, name: str) -> Any:
-    """Return an attribute of a module or of its class, None if there is none, which a module is slow to say."""
+    """Return an attribute of a module or of its class, None if there is none."""
     return getattr(module, name) if name in vars(module) or hasattr(type(module), name) else None
 
 

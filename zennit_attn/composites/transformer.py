@@ -132,19 +132,15 @@ class TransformerComposite(ScopedComposite):
             own.optional = True
         return own
 
-    def register(self, module: torch.nn.Module) -> None:
-        """Apply the composite to a model, see :meth:`ScopedComposite.register`.
+    def put_on(self, module: torch.nn.Module, names: Mapping[torch.nn.Module, str]) -> None:
+        """Apply canonizers and rules to a model, of which the modules have these names, and keep their handles.
 
         Raises
         ------
         ValueError
-            If an entry of a map fits no module of the model.
+            If an entry of a map fits no module of the model, or the model hides what it computes.
         """
-        refuse_hidden(module)
-        super().register(module)
-
-    def put_on(self, module: torch.nn.Module, names: Mapping[torch.nn.Module, str]) -> None:
-        """Apply canonizers and rules to a model, of which the modules have these names, and keep their handles."""
+        refuse_hidden(module, names)
         super().put_on(module, names)
         if self.operators is not None:
             Entries(module, self.strict)

@@ -29,13 +29,18 @@ def modules_by_name(model: torch.nn.Module) -> dict[str, torch.nn.Module]:
 def _visit(module: torch.nn.Module, name: str, found: dict[torch.nn.Module, str]) -> None:
     """Note a module and those inside of it."""
     found[module] = name
+    children = module._modules
+    if not children:
+        return
     prefix = f"{name}." if name else ""
     # not by named_modules, which hands each name through a generator of every module around it
-    for key, child in module._modules.items():
+    for key, child in children.items():
         if child is not None and child not in found:
-            child = as_written(child)
-            if child not in found:
-                _visit(child, prefix + key, found)
+            if is_compiled(child):
+                child = as_written(child)
+                if child in found:
+                    continue
+            _visit(child, prefix + key, found)
 
 
 def as_written(module: torch.nn.Module) -> torch.nn.Module:
