@@ -342,13 +342,14 @@ def section(name, samples, work):
     str
         In Markdown.
     """
-    if name in evidence.CASES:
-        return evidence.section(name, work or Path("evaluation"))
     file = None if work is None else work / f"{name}.md"
     if file is not None and file.exists():
         return file.read_text(encoding="utf-8")
-    make, count = CASES[name]
-    text = evaluate(make(samples or count))
+    if name in evidence.CASES:
+        text = evidence.section(name, work or Path("evaluation"))
+    else:
+        make, count = CASES[name]
+        text = evaluate(make(samples or count))
     if file is not None:
         work.mkdir(parents=True, exist_ok=True)
         file.write_text(text, encoding="utf-8")
