@@ -6,7 +6,6 @@ captum (``pip install zennit-attn[evaluation]``).
 """
 
 import argparse
-import platform
 import random
 import time
 from dataclasses import dataclass, field
@@ -17,10 +16,7 @@ import digits
 import evidence
 import shapes
 import torch
-import torchvision
-import transformers
 
-import zennit_attn
 from zennit_attn.evaluation import (
     METHODS,
     TITLES,
@@ -71,10 +67,8 @@ from it, by the paired bootstrap of the difference. A dash says that a method do
 - **Occlusion** is the rank correlation with the fall of the logit when each feature alone is removed.
 - **Seconds** are the median a sample, on one thread of a processor; of the small models the mean in batches of {chunk}.
 
-Machine and versions: {machine}; zennit-attn {version}, torch {torch}, torchvision {torchvision}, transformers
-{transformers}.
 """
-SMALL = """# Small models
+SMALL = """## Small models
 
 Patches are those of the model: γ in its patch embedding moves relevance only inside of a patch, and cannot show here.
 """
@@ -319,7 +313,7 @@ def evaluate(case):
             continue
         means = ", ".join(f"{key} {value.double().mean():.3f}" for key, value in scores.items())
         print(f"  {name}: {means}, {seconds:.4f} s", flush=True)
-    return f"## {case.title}\n\n{case.text}\n\n{table(found)}\n"
+    return f"### {case.title}\n\n{case.text} {evidence.made()}\n\n{table(found)}\n"
 
 
 CASES = {"sentences": (sentences_case, 600), "digits": (digits_case, 450), "shapes": (shapes_case, 300)}
@@ -367,14 +361,7 @@ def main():
     args = parser.parse_args()
     torch.set_num_threads(1)
     sections = {name: section(name, args.samples, args.work) for name in every if name in args.cases}
-    header = HEADER.format(
-        chunk=CHUNK,
-        machine=f"{platform.machine()} CPU",
-        version=zennit_attn.__version__,
-        torch=torch.__version__,
-        torchvision=torchvision.__version__,
-        transformers=transformers.__version__,
-    )
+    header = HEADER.format(chunk=CHUNK)
     real = [text for name, text in sections.items() if name in evidence.CASES]
     small = [text for name, text in sections.items() if name in CASES]
     page = "\n".join([header, *real, *([SMALL] if small else []), *small])

@@ -7,12 +7,15 @@ several processes at once if need be.
 
 import argparse
 import json
+import platform
 from dataclasses import dataclass
 from pathlib import Path
 
 import bert
 import prose
 import smollm2
+import torch
+import transformers
 
 from zennit_attn import cli
 from zennit_attn.evidence import open_scores
@@ -110,6 +113,12 @@ CASES = {
 }
 
 
+def made():
+    """Return what a section was measured with, as a sentence."""
+    versions = f"torch {torch.__version__.partition('+')[0]}, transformers {transformers.__version__}"
+    return f"Measured with {versions}, on a processor ({platform.machine()})."
+
+
 def section(name, work):
     """Measure a case, as far as it is not yet, and write its section.
 
@@ -136,7 +145,7 @@ def section(name, work):
         raise SystemExit(f"{name} could not be measured")
     scores = open_scores(folder)
     text = case.text.format(rows=scores.rows, measured=scores.rows - len(scores.errors))
-    return f"## {case.title}\n\n{text}\n\n{(folder / 'table.md').read_text(encoding='utf-8')}"
+    return f"## {case.title}\n\n{text} {made()}\n\n{(folder / 'table.md').read_text(encoding='utf-8')}"
 
 
 def main(arguments=None):
