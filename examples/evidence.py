@@ -19,6 +19,7 @@ import transformers
 
 from zennit_attn import cli
 from zennit_attn.evidence import open_scores
+from zennit_attn.files import encoded, put
 
 ATTENTION = ("attention_rollout", "gradient_attention_rollout", "attention_value_norm")
 OURS = ("cp_lrp", "attnlrp", "relp", "libragrad")
@@ -139,7 +140,9 @@ def section(name, work):
     if case.rows is not None:
         data = work / f"{name}.jsonl"
         work.mkdir(parents=True, exist_ok=True)
-        data.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in case.rows()), encoding="utf-8")
+        # another process may be reading them
+        if not data.exists():
+            put(data, encoded("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in case.rows())))
         options += ["--data", data]
     if cli.main(list(map(str, options))) != 0:
         raise SystemExit(f"{name} could not be measured")

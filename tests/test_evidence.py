@@ -6,13 +6,17 @@ from collections import Counter
 
 import numpy as np
 import pytest
+import readers
 import sklearn.linear_model
 import sklearn.preprocessing
 import torch
+import transformers
+from PIL import Image
 from scipy.stats import spearmanr
 from test_explainer import text_models, vision
 
 from zennit_attn import Explainer, cli, targets
+from zennit_attn.data import BatchExplainer
 from zennit_attn.errors import InputError
 from zennit_attn.evaluation import METHODS, Fixed, Interval, Tokens, exact_occlusion, faithfulness
 from zennit_attn.evidence import STUDIES, Contexts, Perturbed, Randomised, open_scores, passages
@@ -26,6 +30,11 @@ ROW = {
     "question": "Question: What is the pet of Clara? Answer: The pet of Clara is a",
     "truth": 0,
 }
+
+
+def measured(study, explainer, rows):
+    """Return the scores of rows."""
+    return study.measure(BatchExplainer(explainer), rows)
 
 
 @pytest.fixture(scope="module")
@@ -79,7 +88,7 @@ def test_the_log_probability_of_what_is_left_of_a_context(explainer, monkeypatch
 def test_scores_of_a_context_by_hand(explainer, answers):
     names = ["attnlrp", "attnlrp_without_sink", "contextcite_32"]
     study = Contexts(names, answers=answers, ablations=16)
-    (found,) = study.measure(explainer, [ROW])
+    (found,) = measured(study, explainer, [ROW])
     asked = module.asked_of(explainer, ROW)
     answer = asked.answer if answers == "whole" else asked.answer[:1]
     assert len(answer) == 1 or answers == "whole"
@@ -130,8 +139,10 @@ def test_context_cite_is_the_published_pipeline():
 
 def test_only_right_answers_are_scored(explainer):
     said = explainer.tokenizer.decode(module.asked_of(explainer, ROW).answer).strip()
-    found = Contexts(["random"]).measure(
-        explainer, [{**ROW, "answer": said}, {**ROW, "answer": "unicorn"}, {"sentences": ["one"], "question": "?"}]
+    found = measured(
+        Contexts(["random"]),
+        explainer,
+        [{**ROW, "answer": said}, {**ROW, "answer": "unicorn"}, {"sentences": ["one"], "question": "?"}],
     )
     assert isinstance(found[0], dict)
     assert re.search("answered .*'unicorn'", str(found[1]))
@@ -141,7 +152,7 @@ def test_only_right_answers_are_scored(explainer):
 def test_scores_of_a_perturbation_are_those_of_the_library(explainer):
     text = {"text": "The capital of France is Paris. The Colosseum is in Rome."}
     study = Perturbed(["attnlrp", "random", "grad_cam"], steps=4, length=12, agreement=True, batch_size=5)
-    (found,) = study.measure(explainer, [text])
+    (found,) = measured(study, explainer, [text])
     ids = explainer.tokenizer(text["text"], return_tensors="pt")["input_ids"][:, :12]
     batch, model = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}, explainer.model
     keep = tuple(explainer.tokenizer.all_special_ids)
@@ -163,13 +174,13 @@ def test_encoders_are_perturbed_without_their_special_tokens(task):
     explainer = Explainer(model, tokenizer)
     row = dict(zip(("text", "second"), given, strict=False))
     names = ["gradient", "attnlrp", "input_x_gradient", "occlusion"]
-    (found,) = Perturbed(names, fills=["mask"], agreement=True).measure(explainer, [row])
+    (found,) = measured(Perturbed(names, fills=["mask"], agreement=True), explainer, [row])
     assert set(found) == set(names)
     assert all(np.isfinite(value) for scores in found.values() for value in scores.values())
     # removal by zero embeddings is what zennit's Occlusion does
-    (found,) = Perturbed(["occlusion"], fills=["zero"], agreement=True).measure(explainer, [row])
+    (found,) = measured(Perturbed(["occlusion"], fills=["zero"], agreement=True), explainer, [row])
     assert found["occlusion"]["removal"] == pytest.approx(1, abs=1e-6)
-    (found,) = Perturbed(["gradient"], length=3).measure(explainer, [row])
+    (found,) = measured(Perturbed(["gradient"], length=3), explainer, [row])
     assert "expected at most 3" in str(found)
 
 
@@ -177,19 +188,19 @@ def test_images_are_perturbed_by_their_patches(tmp_path):
     model, reader, _ = vision("image classification")
     explainer = Explainer(model, reader)
     pixels = torch.randint(0, 255, (32, 32, 3), dtype=torch.uint8).numpy()
-    (found,) = Perturbed(["attnlrp", "gradient"], steps=4).measure(explainer, [{"image": pixels}])
+    (found,) = measured(Perturbed(["attnlrp", "gradient"], steps=4), explainer, [{"image": pixels}])
     assert {name for name in found["attnlrp"] if name.startswith("ΔA")} == {"ΔA (zero)", "ΔA (mean)", "ΔA (blur)"}
 
 
 def test_shuffled_blocks_change_relevance_and_leave_the_model(explainer):
     before = {name: value.clone() for name, value in explainer.model.state_dict().items()}
     rows = [{"text": "The capital of France is Paris."}, {"text": "Clara has a goat; Bob has a dog!"}, {"text": ""}]
-    found = Randomised(["attnlrp", "random"], length=8, depths=2).measure(explainer, rows)
+    found = measured(Randomised(["attnlrp", "random"], length=8, depths=2), explainer, rows)
     for scores in found[:2]:
         assert scores["random"] == {"1/2": 1.0, "2/2": 1.0}
         assert list(scores["attnlrp"]) == ["1/2", "2/2"]
         assert max(scores["attnlrp"].values()) < 0.99
-    (alone,) = Randomised(["attnlrp"], length=8, depths=2).measure(explainer, rows[1:2])
+    (alone,) = measured(Randomised(["attnlrp"], length=8, depths=2), explainer, rows[1:2])
     assert alone["attnlrp"] == pytest.approx(found[1]["attnlrp"])
     for name, value in explainer.model.state_dict().items():
         assert torch.equal(value, before[name])
@@ -298,3 +309,82 @@ def test_weights_of_several_positions_are_explained_as_they_are(explainer):
     for name in ("attnlrp", "gradient", "gradient_attention_rollout"):
         found = METHODS[name](explainer.model, {"input_ids": ids}, fixed)
         torch.testing.assert_close(found, METHODS[name](explainer.model, {"input_ids": ids}, targets.Answer([5, 9])))
+
+
+def test_random_relevance_is_another_for_another_text():
+    ids = torch.tensor([[3, 1, 4, 1], [3, 1, 4, 2]])
+    both = METHODS["random"](None, {"input_ids": ids}, targets.MaxLogit())
+    assert not torch.equal(both[0], both[1])
+    torch.testing.assert_close(METHODS["random"](None, {"input_ids": ids[1:]}, targets.MaxLogit())[0], both[1])
+
+
+def test_a_low_score_is_the_best_where_it_is_a_good_one():
+    values = {("random", "x"): {0: 1.0, 1: 1.0}, ("attnlrp", "x"): {0: 0.1, 1: 0.2}}
+    scores = Scores({"lower": True}, values)
+    assert scores.best("x") == "attnlrp"
+    assert cell(scores, "attnlrp", "x").startswith("**")
+    assert not cell(scores, "random", "x").startswith("**")
+    # a score that rows have which are none of another method's
+    assert Scores({}, {("random", "x"): {0: 1.0}, ("attnlrp", "x"): {1: 1.0}}).best("x") is None
+
+
+def test_what_is_wrong_with_a_row_is_said_of_that_row(explainer):
+    rows = [{**ROW, "truth": 7}, {**ROW, "sentences": [1, 2]}, {**ROW, "question": None}, ROW]
+    found = measured(Contexts(["contextcite_32"], ablations=4), explainer, rows)
+    assert ["truth=7" in str(found[0]), "sentences" in str(found[1]), "question" in str(found[2])] == [True] * 3
+    assert list(found[3]) == ["contextcite_32"]
+    text = {"text": "The capital of France is Paris. The Colosseum is in Rome.", "target": "#7"}
+    (cut,) = measured(Perturbed(["random"], length=4), explainer, [text])
+    assert "expected at most 4" in str(cut)
+    (blurred,) = measured(Perturbed(["random"], fills=["blur"]), explainer, [{"text": "Rome is old."}])
+    assert "for texts" in str(blurred)
+    (short,) = measured(Perturbed(["random"], fills=["mask"]), explainer, [{"text": "R"}])
+    assert isinstance(short, InputError)
+    with pytest.raises(InputError, match="batch_size"):
+        Perturbed(batch_size=0)
+
+
+def test_the_first_token_is_left_out_in_every_study(explainer):
+    row = {"text": "The capital of France is Paris."}
+    (found,) = measured(Randomised(["attnlrp", "attnlrp_without_sink"], length=8, depths=1), explainer, [row])
+    assert found["attnlrp"] != found["attnlrp_without_sink"]
+    model, reader, _ = vision("image classification")
+    study = Perturbed(["attnlrp", "attnlrp_without_sink"], steps=2, fills=["zero"])
+    pixels = torch.randint(0, 255, (32, 32, 3), dtype=torch.uint8).numpy()
+    assert list(measured(study, Explainer(model, reader), [{"image": pixels}])[0]) == ["attnlrp"]
+    assert "images have no first" in study.refused["attnlrp_without_sink"]
+
+
+def test_images_of_rows_are_those_of_their_folder(tmp_path, capsys):
+    model, reader, _ = vision("image classification")
+    model.save_pretrained(tmp_path / "model")
+    reader.save_pretrained(tmp_path / "model")
+    for place in ("data", "secret"):
+        (tmp_path / place).mkdir()
+        Image.fromarray(readers.photo()).save(tmp_path / place / "a.png")
+    rows = [{"image": "a.png"}, {"image": str(tmp_path / "secret" / "a.png")}]
+    (tmp_path / "data" / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    command = ["evaluate", "--model", str(tmp_path / "model"), "--study", "perturbation", "--methods", "gradient"]
+    command += ["--data", str(tmp_path / "data" / "rows.jsonl"), "--steps", "2", "--fills", "zero", "--out"]
+    assert cli.main([*command, str(tmp_path / "out")]) == 0
+    assert "1 of 2 rows measured" in capsys.readouterr().out
+    assert "--files-within" in open_scores(tmp_path / "out").errors[1]
+
+
+def test_other_rules_or_weights_are_not_gone_on_with(tmp_path, capsys):
+    data, rules = tmp_path / "texts.jsonl", tmp_path / "rules.toml"
+    data.write_text('{"text": "The capital of France is Paris."}\n' * 2)
+    rules.write_text('preset = "attnlrp"\n')
+    folder = saved(tmp_path)
+    command = ["evaluate", "--model", folder, "--study", "perturbation", "--data", str(data), "--methods", str(rules)]
+    command += ["--steps", "2", "--rows-per-part", "1", "--fills", "zero", "--out", str(tmp_path / "out")]
+    assert cli.main([*command, "--shard", "1/2"]) == 0
+    rules.write_text('preset = "cp_lrp"\n')
+    assert cli.main(command) == 2
+    assert "composites=" in capsys.readouterr().err
+    rules.write_text('preset = "attnlrp"\n')
+    model = transformers.LlamaForCausalLM.from_pretrained(folder)
+    model.lm_head.weight.data *= 2
+    model.save_pretrained(folder)
+    assert cli.main(command) == 2
+    assert "digest=" in capsys.readouterr().err

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import inspect
 import json
+from pathlib import Path
 from typing import Any
 
 from ..composites.configuration import made_with
@@ -32,12 +33,7 @@ def run(args: argparse.Namespace) -> int:
     be_quiet()
     study = study_of(args)
     args.out.mkdir(parents=True, exist_ok=True)
-    data = args.data
-    if data is None:
-        data = args.out / "rows.jsonl"
-        rows = study.rows(args.samples or 100)
-        put(data, encoded("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)))
-    source = source_of(data)
+    source = source_of(args.data or rows_of(study, args.samples or 100, args.out / "rows.jsonl"))
     count = min(len(source), args.samples or len(source))
     place = Run(args.out, settings_of(args, study, source.digest()), count, args.rows_per_part)
     rank = rank_of(args.shard)
@@ -63,6 +59,22 @@ def run(args: argparse.Namespace) -> int:
         say(table)
         say(f"{scores.rows - len(scores.errors)} of {scores.rows} rows measured; page: {args.out / 'page.html'}")
     return DONE
+
+
+def rows_of(study: Study, count: int, file: Path) -> Path:
+    """Write the rows of a study's own, unless they are there, and return where.
+
+    Raises
+    ------
+    InputError
+        If there are others, which another process may be reading.
+    """
+    content = encoded("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in study.rows(count)))
+    if not file.exists():
+        put(file, content)
+    elif file.read_bytes() != content:
+        raise InputError(f"got a folder with other rows than {count} of the study {study.name!r}; choose another --out")
+    return file
 
 
 def study_of(args: argparse.Namespace) -> Study:

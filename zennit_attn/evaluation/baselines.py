@@ -7,6 +7,7 @@ method cannot explain is an error, never another explanation. How good an explan
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
@@ -90,13 +91,15 @@ def features_of(model: torch.nn.Module, batch: Batch, features: Tokens | Patches
 
 
 def random_relevance(seed: int = 0) -> Method:
-    """Return a method that draws relevance at random, the same for inputs of the same shape."""
+    """Return a method that draws relevance at random, the same whenever it is asked about a sample."""
 
     def method(model: torch.nn.Module, batch: Batch, target: Target) -> Tensor:
         value = single_input(batch)[1]
-        shape = (len(value), *value.shape[-2:]) if value.is_floating_point() else value.shape
-        drawn = torch.rand(shape, generator=torch.Generator().manual_seed(seed))
-        return per_token(drawn.to(value.device), batch)
+        shape = value.shape[-2:] if value.is_floating_point() else value.shape[1:]
+        # by what a sample holds: one order for all samples of a length would be no order at random
+        seeds = [zlib.crc32(row.double().cpu().numpy().tobytes(), seed) for row in value]
+        drawn = [torch.rand(shape, generator=torch.Generator().manual_seed(own)) for own in seeds]
+        return per_token(torch.stack(drawn).to(value.device), batch)
 
     return method
 

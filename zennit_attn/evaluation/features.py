@@ -150,7 +150,8 @@ class Tokens:
         What a removed token becomes: a zero embedding (default); the mean of all embeddings; nothing that another token
         attends to, by the attention mask; or the token of this id, such as ``tokenizer.pad_token_id`` or
         ``tokenizer.mask_token_id``. Only ``"mask"`` changes the attention mask; the last token, which has to attend to
-        something, is not removed then.
+        something, is not removed then. Models that count positions by the attention mask, as OPT and BLOOM do, move the
+        others closer together.
     keep : tuple of int, optional
         Ids that are never removed, such as those of the special tokens that a tokenizer adds.
 

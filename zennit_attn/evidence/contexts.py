@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import log_softmax
 
+from ..data.buckets import BatchExplainer
 from ..errors import InputError
 from ..evaluation import Fixed, pointing_game, rank_correlation, reciprocal_rank, relevance_mass_accuracy
 from ..explain import Explainer
@@ -135,8 +136,9 @@ class Contexts(Study):
         """Return passages of known facts."""
         return [passage.row() for passage in passages(count)]
 
-    def measure(self, explainer: Explainer, rows: Sequence[Mapping[str, Any]]) -> list[Found | InputError]:
+    def measure(self, explain: BatchExplainer, rows: Sequence[Mapping[str, Any]]) -> list[Found | InputError]:
         """Return the scores of each row, or why it has none: the model did not answer it rightly, for example."""
+        explainer = explain.explainer
         scoring = self.scoring(explainer.model)
         return each(rows, lambda row: self.of(explainer, scoring, asked_of(explainer, row)))
 
@@ -146,7 +148,8 @@ class Contexts(Study):
         shares, tokens, seconds = {}, {}, {}
         batch, target = one_row(explainer, asked, answer)
         plain = [name for name in self.methods if name not in CITING]
-        for name, (relevance, took) in self.relevances(plain, explainer.model, batch, target).items():
+        explained = self.relevances(plain, explainer.model, batch, target) if plain else {}
+        for name, (relevance, took) in explained.items():
             tokens[name] = relevance[0, : len(asked.ids)].double().cpu()
             shares[name], seconds[name] = summed(tokens[name], asked.source.cpu()), took
         for name in CITING.keys() & self.methods:
@@ -217,9 +220,12 @@ def asked_of(explainer: Explainer, row: Mapping[str, Any]) -> Asked:
     """
     if explainer.task.name != "next token":
         raise InputError(f"got a model for {explainer.task.name}, expected a language model for the study 'context'")
-    sentences, question = row.get("sentences"), row.get("question")
-    if not isinstance(sentences, list) or len(sentences) < 2 or not isinstance(question, str):
+    sentences, question, truth = row.get("sentences"), row.get("question"), row.get("truth")
+    is_text = isinstance(sentences, list) and all(isinstance(each, str) and each.strip() for each in sentences)
+    if not is_text or len(sentences) < 2 or not isinstance(question, str):
         raise InputError(f"got a row with {sorted(row)}, expected {Contexts.wants}, with at least two sentences")
+    if truth is not None and not (isinstance(truth, int) and 0 <= truth < len(sentences)):
+        raise InputError(f"got truth={truth!r}, expected the number of a sentence, from 0 to {len(sentences) - 1}")
     text = " ".join(sentences) + "\n" + question
     read = explainer.tokenizer(text, return_offsets_mapping=True)
     source = torch.full((len(read["input_ids"]),), -1)
@@ -232,7 +238,7 @@ def asked_of(explainer: Explainer, row: Mapping[str, Any]) -> Asked:
         start += len(sentence) + 1
     ids = torch.tensor(read["input_ids"], device=explainer.device)
     said = answer_of(explainer, text, ids, row.get("answer"))
-    return Asked(ids, source.to(ids.device), said, row.get("truth"))
+    return Asked(ids, source.to(ids.device), said, truth)
 
 
 def answer_of(explainer: Explainer, text: str, ids: Tensor, wanted: str | None) -> list[int]:
@@ -248,7 +254,7 @@ def answer_of(explainer: Explainer, text: str, ids: Tensor, wanted: str | None) 
         token = int(explainer.model(input_ids=ids[None], use_cache=False, **options).logits[0, -1].argmax())
     first = explainer.tokenizer.decode([token])
     # most of the wrong ones begin with another word
-    if wanted is not None and not wanted.startswith(first.strip()):
+    if wanted is not None and not wanted.strip().startswith(first.strip().rstrip("\ufffd")):
         raise InputError(f"answered {first!r}, not {wanted!r}")
     said = []
     for token in generated(explainer, source_of(explainer, text, None, None), LENGTH):

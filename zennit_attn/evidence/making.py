@@ -30,8 +30,11 @@ class Measuring(Maker):
         """Make a part of the rows from a number; return how many could not be measured."""
         assert self.study is not None
         pa = arrow("a folder of scores")
+        # scores of other weights do not belong here
+        about = self.about()
+        self.run.note("about.json", {name: about[name] for name in ("class", "digest", "dtype")})
         rows = [row for row in table if not isinstance(row, InputError)]
-        measured = iter(self.study.measure(self.explain.explainer, rows))
+        measured = iter(self.study.measure(self.explain, rows))
         found = [row if isinstance(row, InputError) else next(measured) for row in table]
         columns: dict[str, list[Any]] = {name: [] for name in ("row", "method", "score", "value", "error")}
         for row, each in enumerate(found, start):

@@ -8,6 +8,8 @@ from typing import Any
 import torch
 
 from ..adapters import target_mask
+from ..data.buckets import BatchExplainer
+from ..data.columns import ANSWERED, check_names
 from ..errors import InputError
 from ..evaluation import Fixed, Patches, Tokens, rank_correlation
 from ..evaluation.baselines import patch_size
@@ -18,6 +20,7 @@ from ..explain import Explainer
 from ..explain.prompts import takes
 from ..explain.reading import moved
 from ..inputs import single_input
+from ..targets import Each
 from .study import Found, Study, each
 
 #: What a removed token or patch may become.
@@ -89,14 +92,15 @@ class Perturbed(Study):
         if agreement:
             self.scores["removal"] = "rank correlation with the fall of the value without each token alone"
 
-    def measure(self, explainer: Explainer, rows: Sequence[Mapping[str, Any]]) -> list[Found | InputError]:
+    def measure(self, explain: BatchExplainer, rows: Sequence[Mapping[str, Any]]) -> list[Found | InputError]:
         """Return the scores of each row, or why it has none."""
-        scoring = self.scoring(explainer.wrapped)
-        return each(rows, lambda row: self.of(explainer, scoring, row))
+        scoring = self.scoring(explain.explainer.wrapped)
+        return each(rows, lambda row: self.of(explain, scoring, row))
 
-    def of(self, explainer: Explainer, scoring: torch.nn.Module, row: Mapping[str, Any]) -> Found:
+    def of(self, explain: BatchExplainer, scoring: torch.nn.Module, row: Mapping[str, Any]) -> Found:
         """Return the scores of all methods on a row."""
-        batch, target = asked_of(explainer, row, self.length)
+        batch, target = asked_of(explain, row, self.length)
+        explainer = explain.explainer
         features = self.features(explainer, batch)
         explained = self.relevances(self.methods, explainer.wrapped, batch, target)
         relevances = [relevance for relevance, _ in explained.values()]
@@ -118,16 +122,30 @@ class Perturbed(Study):
         """Return what is removed, by what it becomes."""
         name, value, _ = single_input(batch)
         if not value.is_floating_point():
-            keep = tuple(explainer.tokenizer.all_special_ids)
-            return {fill: Tokens(fill, keep) for fill in self.fills or FILLS["text"]}
+            # a word that is unknown is a word
+            keep = set(explainer.tokenizer.all_special_ids) - {explainer.tokenizer.unk_token_id}
+            return {fill: Tokens(fill, tuple(sorted(keep))) for fill in self.fills_of("text")}
         if value.dim() != 4:
             raise InputError(f"got {name} of shape {tuple(value.shape)}, expected a text or an image")
         size = patch_size(explainer.wrapped)
         kinds: dict[str, float | str] = {"zero": 0.0, "mean": "mean", "blur": "blur"}
-        return {fill: Patches(size, kinds[fill]) for fill in self.fills or FILLS["image"] if fill in kinds}
+        return {fill: Patches(size, kinds[fill]) for fill in self.fills_of("image")}
+
+    def fills_of(self, kind: str) -> Sequence[str]:
+        """Return what removed ones become in texts or images.
+
+        Raises
+        ------
+        InputError
+            If that is only known of the other kind.
+        """
+        for fill in self.fills:
+            if fill not in FILLS[kind]:
+                raise InputError(f"got the fill {fill!r} for {kind}s, expected one of {', '.join(FILLS[kind])}")
+        return self.fills or FILLS[kind]
 
 
-def asked_of(explainer: Explainer, row: Mapping[str, Any], length: int) -> tuple[dict[str, Any], Fixed]:
+def asked_of(explain: BatchExplainer, row: Mapping[str, Any], length: int) -> tuple[dict[str, Any], Fixed]:
     """Return the model's arguments for a row, and what is explained of its output, as it is for the whole input.
 
     Raises
@@ -135,19 +153,21 @@ def asked_of(explainer: Explainer, row: Mapping[str, Any], length: int) -> tuple
     InputError
         If something is missing, or does not fit.
     """
-    names = [name for name in ("text", "image") if row.get(name) is not None]
-    if len(names) != 1:
-        raise InputError(f"got a row with {sorted(row)}, expected {Perturbed.wants}")
-    given = [row[names[0]]] + ([row["second"]] if row.get("second") is not None else [])
-    question = explainer.question(*given, target=row.get("target"))
+    check_names(row)
+    question, explainer = explain.question(row), explain.explainer
+    if isinstance(question.target, Each):
+        raise InputError("got a row with several targets, expected one")
     batch = moved(question.batch, explainer.model, explainer.device)
-    if explainer.task.name == "next token":
-        batch = {key: value[:, :length] for key, value in batch.items()}
-        if takes(explainer.model, "logits_to_keep"):
-            batch["logits_to_keep"] = 1
     longest = max(question.lengths(), default=0)
-    if explainer.task.name != "next token" and longest > length:
-        raise InputError(f"got a text of {longest} tokens, expected at most {length}: each removal reads all of them")
+    if longest > length:
+        # the next word of a text may be that of its beginning
+        if explainer.task.name != "next token" or row.get("target") is not None or set(row) & set(ANSWERED):
+            raise InputError(
+                f"got a text of {longest} tokens, expected at most {length}: each removal reads all of them"
+            )
+        batch = {key: value[:, :length] for key, value in batch.items()}
+    if question.last and takes(explainer.model, "logits_to_keep"):
+        batch["logits_to_keep"] = question.last
     with torch.no_grad():
         output = run(explainer.wrapped, batch)
     # of the logits that a text's end has, the last are wanted

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
 
+from ..data.buckets import BatchExplainer
 from ..errors import InputError
 from ..evaluation import Fixed, randomisation
-from ..explain import Explainer
+from ..evaluation.features import Batch
+from ..explain.loading import refused
+from ..targets import Target
 from .perturbed import asked_of
-from .study import Found, Study
+from .study import Found, Study, plain, without_sink
 
 Asked = tuple[dict[str, Any], Fixed]
 
@@ -31,6 +35,7 @@ class Randomised(Study):
     """
 
     name = "randomisation"
+    lower = True
     wants = '{"text": "..."}, of at least as many tokens as are read, or an "image"'
     default = ("gradient", "input_x_gradient", "gradient_attention_rollout", "cp_lrp", "attnlrp", "libragrad")
 
@@ -51,29 +56,36 @@ class Randomised(Study):
             for depth in range(1, depths + 1)
         }
 
-    def measure(self, explainer: Explainer, rows: Sequence[Mapping[str, Any]]) -> list[Found | InputError]:
+    def measure(self, explain: BatchExplainer, rows: Sequence[Mapping[str, Any]]) -> list[Found | InputError]:
         """Return the scores of each row, or why it has none; rows of one shape are explained together."""
         found: list[Found | InputError] = []
         asked: dict[int, Asked] = {}
         for number, row in enumerate(rows):
             try:
-                asked[number] = asked_of(explainer, row, self.length)
+                with refused("cannot measure the row", f"expected {self.wants}"):
+                    asked[number] = asked_of(explain, row, self.length)
                 found.append({})
             except InputError as error:
                 found.append(error)
-        model = self.scoring(explainer.wrapped)
+        model = self.scoring(explain.explainer.wrapped)
         names = blocks_of(model, self.depths)
         for numbers in alike(asked):
             batch, target = joined([asked[number] for number in numbers])
             for method in self.methods:
                 try:
-                    similar = randomisation(model, batch, target, self.method(method), names)
-                except ValueError as error:
-                    raise InputError(f"{method}: {error}") from error
+                    similar = randomisation(model, batch, target, partial(self.one, method), names)
+                except (RuntimeError, TypeError, ValueError) as error:
+                    self.refused[method] = str(error)
+                    continue
                 curves = torch.stack(list(similar.values()), 1).tolist()
                 for number, values in zip(numbers, curves, strict=True):
                     found[number][method] = dict(zip(self.scores, values, strict=True))  # type: ignore[index]
         return found
+
+    def one(self, method: str, model: torch.nn.Module, batch: Batch, target: Target) -> torch.Tensor:
+        """Return the relevance of a method by its name."""
+        relevance = self.method(method)(model, batch, target)
+        return relevance if method == plain(method) else without_sink(relevance)
 
 
 def blocks_of(model: torch.nn.Module, count: int) -> list[list[str]]:
@@ -98,7 +110,7 @@ def alike(asked: Mapping[int, Asked]) -> list[list[int]]:
     found: dict[Any, list[int]] = {}
     for number, (batch, target) in asked.items():
         shapes = [value.shape if isinstance(value, torch.Tensor) else value for value in batch.values()]
-        found.setdefault((*batch, str(shapes), target.position is None), []).append(number)
+        found.setdefault((*batch, str(shapes), target.shares.shape), []).append(number)
     return list(found.values())
 
 

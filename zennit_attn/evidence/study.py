@@ -12,13 +12,12 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from ..data.buckets import BatchExplainer
 from ..errors import InputError
 from ..evaluation import METHODS, TITLES, Fixed, Method
 from ..evaluation.baselines import lrp
 from ..evaluation.features import Batch
-from ..explain import Explainer
-from ..explain.loading import composite_of
-from ..hints import nearest
+from ..explain.loading import composite_of, refused
 
 #: Ends the name of a method that is to say nothing of the first token, where attention rests that looks at nothing.
 WITHOUT = "_without_sink"
@@ -54,14 +53,24 @@ class Study(ABC):
     scores: dict[str, str]
     #: Methods, where none are named.
     default: ClassVar[tuple[str, ...]]
+    #: Whether a low score is a good one.
+    lower: ClassVar[bool] = False
 
     def __init__(self, methods: Sequence[str] | None = None, dtype: str | None = None, batch_size: int = 16) -> None:
         self.methods = list(methods or self.default)
         self.dtype, self.batch_size = dtype, batch_size
+        if batch_size < 1:
+            raise InputError(f"got batch_size={batch_size}, expected at least 1")
         #: Methods that did not apply to a row, and why.
         self.refused: dict[str, str] = {}
+        #: Composites of files, as they were when the study began.
+        self.composites = {name: composite_of(name) for name in map(plain, self.methods) if name.endswith(".toml")}
         for name in self.methods:
             self.method(name)
+        self._scoring: tuple[torch.nn.Module, torch.nn.Module] | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**vars(self), "_scoring": None}
 
     def __init_subclass__(cls) -> None:
         STUDIES[cls.name] = cls
@@ -74,14 +83,12 @@ class Study(ABC):
         InputError
             If there is no such method.
         """
-        name = name.removesuffix(WITHOUT)
-        if name in METHODS:
-            return METHODS[name]
-        if not name.endswith(".toml"):
-            raise InputError(
-                f"got the method {name!r}, expected a TOML file, or one of these; {nearest(name, METHODS)}"
-            )
-        return lrp(composite_of(name))
+        name = plain(name)
+        if name in self.composites:
+            return lrp(self.composites[name])
+        if name not in METHODS:
+            raise InputError(f"got the method {name!r}, expected a TOML file, or one of {', '.join(METHODS)}")
+        return METHODS[name]
 
     def relevances(
         self, methods: Sequence[str], model: torch.nn.Module, batch: Batch, target: Fixed
@@ -96,38 +103,38 @@ class Study(ABC):
         known: dict[str, tuple[Tensor, float]] = {}
         found = {}
         for name in methods:
-            plain = name.removesuffix(WITHOUT)
-            if plain not in known:
-                start = time.perf_counter()
-                try:
-                    relevance = self.method(plain)(model, batch, target).detach()
-                except ValueError as error:
-                    self.refused[plain] = str(error)
-                    continue
-                known[plain] = relevance, time.perf_counter() - start
-            relevance, seconds = known[plain]
-            if name != plain:
-                relevance = relevance.clone()
-                relevance[:, 0] = 0
-            found[name] = relevance, seconds
+            whole = plain(name)
+            try:
+                if whole not in known:
+                    start = now()
+                    relevance = self.method(whole)(model, batch, target).detach()
+                    known[whole] = relevance, now() - start
+                relevance, seconds = known[whole]
+                found[name] = relevance if name == whole else without_sink(relevance), seconds
+            except (ImportError, LookupError, NotImplementedError, RuntimeError, TypeError, ValueError) as error:
+                self.refused[name] = str(error)
         if not found:
             raise InputError(f"no method applies: {self.refused}")
         return found
 
     def settings(self) -> dict[str, Any]:
         """Return what scores depend on, for JSON."""
-        return {
-            key: value for key, value in vars(self).items() if isinstance(value, (str, int, float, list, type(None)))
-        }
+        plainly = {key: value for key, value in vars(self).items() if isinstance(value, (str, int, float, list))}
+        # how many are read at once changes nothing
+        del plainly["batch_size"]
+        composites = {name: repr(composite) for name, composite in self.composites.items()}
+        return {**plainly, "dtype": self.dtype, "composites": composites, "lower": self.lower}
 
     def scoring(self, model: torch.nn.Module) -> torch.nn.Module:
         """Return the model that computes scores."""
         if self.dtype is None:
             return model
-        return copy.deepcopy(model).to(getattr(torch, self.dtype))
+        if self._scoring is None or self._scoring[0] is not model:
+            self._scoring = model, copy.deepcopy(model).to(getattr(torch, self.dtype))
+        return self._scoring[1]
 
     @abstractmethod
-    def measure(self, explainer: Explainer, rows: Sequence[Mapping[str, Any]]) -> list[Found | InputError]:
+    def measure(self, explain: BatchExplainer, rows: Sequence[Mapping[str, Any]]) -> list[Found | InputError]:
         """Return the scores of each row, or why it has none."""
 
     def rows(self, count: int) -> list[dict[str, Any]]:
@@ -141,9 +148,38 @@ class Study(ABC):
         raise InputError(f"got no --data for {self.name}, expected a file: {self.wants}")
 
 
+def plain(method: str) -> str:
+    """Return the name of a method that says something of the first token, too."""
+    return method.removesuffix(WITHOUT)
+
+
+def without_sink(relevance: Tensor) -> Tensor:
+    """Return the relevance of tokens without that of the first one.
+
+    Raises
+    ------
+    ValueError
+        If it is not of tokens.
+    """
+    if relevance.dim() != 2:
+        raise ValueError(
+            f"got relevance of shape {tuple(relevance.shape)}, expected that of tokens: images have no first"
+        )
+    relevance = relevance.clone()
+    relevance[:, 0] = 0
+    return relevance
+
+
+def now() -> float:
+    """Return the time, when all that was begun has ended."""
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    return time.perf_counter()
+
+
 def title_of(method: str) -> str:
     """Return what a method is called where it is shown."""
-    name = method.removesuffix(WITHOUT)
+    name = plain(method)
     return (TITLES.get(name) or Path(name).stem) + (", not the first token" if name != method else "")
 
 
@@ -152,7 +188,9 @@ def each(rows: Sequence[Mapping[str, Any]], measured: Callable[[Mapping[str, Any
     found: list[Found | InputError] = []
     for row in rows:
         try:
-            found.append(measured(row))
+            # a row may hold anything, at which what reads it raises anything
+            with refused("cannot measure the row", "expected what the study takes"):
+                found.append(measured(row))
         except InputError as error:
             found.append(error)
     return found

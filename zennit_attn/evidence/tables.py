@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from functools import cache, cached_property
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -52,27 +52,31 @@ class Scores:
 
     @cache  # noqa: B019
     def interval(self, method: str, score: str) -> Interval | None:
-        """Return the mean of a score over rows, with its interval; None if the method does not have it in each row."""
+        """Return the mean of a score over rows, with its interval; None if another method has it in more rows."""
         values = self.of(method, score)
-        is_whole = len(values) == len(self.measured) and bool(values.isfinite().all())
+        is_whole = len(values) == self.scored(score) > 0 and bool(values.isfinite().all())
         return bootstrap(values) if is_whole else None
 
-    @cached_property
-    def measured(self) -> set[int]:
-        """The rows that have scores."""
-        return {row for found in self.values.values() for row in found}
+    @cache  # noqa: B019
+    def scored(self, score: str) -> int:
+        """Return how many rows have a score of any method."""
+        return len({row for (_, name), found in self.values.items() if name == score for row in found})
 
     @cache  # noqa: B019
-    def best(self, score: str) -> str:
-        """Return the method with the highest mean of a score."""
-        means = {method: self.interval(method, score) for method in self.methods}
-        return max((method for method in means if means[method]), key=lambda method: means[method].mean)  # type: ignore[union-attr]
+    def best(self, score: str) -> str | None:
+        """Return the method with the best mean of a score, None if none has it in all rows."""
+        found = {method: self.interval(method, score) for method in self.methods}
+        means = {method: interval.mean for method, interval in found.items() if interval is not None}
+        sign = -1 if self.settings.get("lower") else 1
+        return max(means, key=lambda method: sign * means[method], default=None)
 
     def behind(self, method: str, score: str) -> Interval | None:
-        """Return how far a method is behind the best one, paired by rows; None if it does not have the score."""
-        if self.interval(method, score) is None:
+        """Return how much better than the best one a method is, paired by rows; None if it does not have the score."""
+        best = self.best(score)
+        if best is None or self.interval(method, score) is None:
             return None
-        return paired(self.of(method, score), self.of(self.best(score), score))
+        found = paired(self.of(method, score), self.of(best, score))
+        return Interval(-found.mean, -found.high, -found.low) if self.settings.get("lower") else found
 
 
 def open_scores(folder: str | os.PathLike[str]) -> Scores:
