@@ -220,7 +220,8 @@ def asked_of(explainer: Explainer, row: Mapping[str, Any]) -> Asked:
     """
     if explainer.task.name != "next token":
         raise InputError(f"got a model for {explainer.task.name}, expected a language model for the study 'context'")
-    sentences, question, truth = row.get("sentences"), row.get("question"), row.get("truth")
+    sentences: Any = row.get("sentences")
+    question, truth = row.get("question"), row.get("truth")
     is_text = isinstance(sentences, list) and all(isinstance(each, str) and each.strip() for each in sentences)
     if not is_text or len(sentences) < 2 or not isinstance(question, str):
         raise InputError(f"got a row with {sorted(row)}, expected {Contexts.wants}, with at least two sentences")
