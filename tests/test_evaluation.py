@@ -436,7 +436,8 @@ def test_the_tables_of_the_examples(tmp_path):
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(root), *sys.path[1:]])}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    rows = [line.split("|")[1:-1] for line in page.read_text(encoding="utf-8").splitlines() if line.startswith("|")]
+    section = page.read_text(encoding="utf-8").partition("\n### ")[2]
+    rows = [line.split("|")[1:-1] for line in section.splitlines() if line.startswith("|")]
     assert {len(row) for row in rows} == {11}
     cells = {row[0].strip(): row[1:] for row in rows}
     assert len(cells) == 19
