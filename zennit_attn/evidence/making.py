@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from ..data.arrow import arrow
@@ -24,11 +24,10 @@ class Measuring(Maker):
         What is measured.
     """
 
-    study: Study | None = None
+    study: Study = field(kw_only=True)
 
     def fill(self, part: int, start: int, table: Sequence[Mapping[str, Any] | InputError]) -> int:
         """Make a part of the rows from a number; return how many could not be measured."""
-        assert self.study is not None
         pa = arrow("a folder of scores")
         # scores of other weights do not belong here
         about = self.about()
