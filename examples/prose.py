@@ -14,6 +14,8 @@ import sklearn.datasets
 
 #: A paragraph with none of these is prose, not a table, code or a list.
 MARKUP = re.compile(r"[|<=>\\{}\[\]@#~^]|::|\.\.|http|--|\d \d|\w_|_\w")
+#: Between two sentences.
+SENTENCES = re.compile(r"(?<=[.!?]) (?=[A-Z])")
 FEWEST = 30
 
 
@@ -47,7 +49,7 @@ def sentences(paragraph):
     list of str
         Those of at least six words.
     """
-    found = re.split(r"(?<=[.!?]) (?=[A-Z])", paragraph)
+    found = SENTENCES.split(paragraph)
     return [sentence for sentence in found if len(sentence.split()) >= 6]
 
 
@@ -60,7 +62,7 @@ def pieces(paragraph):
         A piece; what is left at the end is none.
     """
     piece = []
-    for sentence in re.split(r"(?<=[.!?]) (?=[A-Z])", paragraph):
+    for sentence in SENTENCES.split(paragraph):
         piece += sentence.split()
         if len(piece) >= FEWEST:
             yield " ".join(piece)
