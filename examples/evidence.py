@@ -76,13 +76,14 @@ CASES = {
         "What a language model's next token depends on, in natural text",
         "SmolLM2-135M-Instruct, {measured} passages of English that packages ship (scikit-learn's descriptions of data "
         "sets, the reference of Python), 32 tokens each, six steps, the model's own next token. Tokens become a zero "
-        "embedding, as in the AttnLRP paper, or are taken from the attention mask, which leaves the others as they "
-        "were. Scores are forward passes in bfloat16.",
+        "embedding, as in the AttnLRP paper, or the mean of all embeddings, or are taken from the attention mask, which "
+        "leaves the others as they were. Scores are forward passes in bfloat16.",
         smollm2.folder,
         [
-            *("--study", "perturbation", "--length", 32, "--steps", 6, "--fills", "zero", "mask"),
-            *("--score-dtype", "bfloat16", "--methods", "random", "gradient", "input_x_gradient", *ATTENTION[1:]),
-            *("cp_lrp", *with_and_without("attnlrp"), "relp", "libragrad"),
+            *("--study", "perturbation", "--length", 32, "--steps", 6, "--fills", "zero", "mean", "mask"),
+            *("--score-dtype", "bfloat16", "--rows-per-part", 5, "--methods", "random", "gradient"),
+            *("input_x_gradient", "integrated_gradients", *ATTENTION[1:], "cp_lrp", *with_and_without("attnlrp")),
+            *("relp", "libragrad"),
         ],
         lambda: prose.passages(200),
     ),
