@@ -1,5 +1,6 @@
 """Edges of the residual stream, ablation and pruning: against path patching by hand, and against real patching."""
 
+import copy
 from contextlib import contextmanager
 
 import models
@@ -257,5 +258,35 @@ def test_what_cannot_be_ablated_is_said(make, units, match):
 def test_scores_that_fit_no_units_are_said():
     model = models.llama()
     for scores, share in (({"model.layers.0.head": torch.ones(3)}, 0.5), ({"model.layers.0.head": torch.ones(4)}, 50)):
-        with pytest.raises(InputError, match=r"each of its 4 units|from 0 to 1"), pruned(model, scores, share):
+        with pytest.raises(InputError, match=r"each of its units: \(4,\)|from 0 to 1"), pruned(model, scores, share):
             pass
+    with pytest.raises(InputError, match=r"rows or weights: \(48,\) or \(48, 48\)"):
+        pruned(model, {"model.layers.0.self_attn.q_proj": torch.ones(48, 47)}, 0.5).__enter__()
+
+
+@pytest.mark.parametrize("make", [models.gpt2, models.llama])
+def test_weights_and_rows_of_least_score_are_pruned(make):
+    model = make().double().eval()
+    name = "transformer.h.1.mlp.c_fc" if make is models.gpt2 else "model.layers.1.mlp.up_proj"
+    other = copy.deepcopy(model)
+    layer = other.get_submodule(name)
+    matrix = layer.weight.data.T if make is models.gpt2 else layer.weight.data
+    weights, rows = torch.rand(matrix.shape), torch.rand(len(matrix))
+    before = model(ORIGINAL).logits
+    with torch.no_grad():
+        for scores, change in (
+            (weights, lambda: matrix.mul_(weights > weights.flatten().sort()[0][weights.numel() // 4 - 1])),
+            (rows, lambda: matrix.mul_((rows > rows.sort()[0][len(rows) // 4 - 1])[:, None])),
+        ):
+            was = matrix.clone()
+            change()
+            assert int((matrix == 0).sum()) == matrix.numel() // 4
+            if scores is rows and make is models.gpt2:
+                # a row goes with its bias
+                layer.bias[rows <= rows.sort()[0][len(rows) // 4 - 1]] = 0
+            with pruned(model, {name: scores}, 0.25):
+                got = model(ORIGINAL).logits
+            close(got, other(ORIGINAL).logits)
+            assert float((got - before).abs().max()) > 1e-4
+            matrix.copy_(was)
+    torch.testing.assert_close(model(ORIGINAL).logits, before, rtol=0, atol=0)

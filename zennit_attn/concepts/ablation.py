@@ -1,4 +1,4 @@
-"""Ablation: a model without some of its heads and neurons, to see what they were needed for."""
+"""Ablation: a model without some of its heads, neurons and weights, to see what they were needed for."""
 
 from __future__ import annotations
 
@@ -11,9 +11,11 @@ import torch
 from torch import Tensor
 
 from ..engine.handles import Kept
+from ..engine.linear import linear_kind, linear_map
 from ..errors import InputError
 from ..hints import nearest
 from ..latents import WRITERS, Latent, latents_of, sizes
+from .weights import is_matrix, matrix_of
 
 #: Units by the name of a latent.
 Units = Mapping[str, Sequence[int]]
@@ -74,36 +76,71 @@ def ablated(model: torch.nn.Module, units: Units | Sequence[Units]) -> Iterator[
 
 @contextmanager
 def pruned(model: torch.nn.Module, scores: Mapping[str, Tensor], share: float) -> Iterator[None]:
-    """Set the units of least score to zero, for the time of a ``with`` statement: of each latent the same share.
+    """Set what has the least score to zero, for the time of a ``with`` statement: of each name the same share.
 
     Parameters
     ----------
     model : torch.nn.Module
         The model; its weights stay as they are.
     scores : mapping of str to torch.Tensor
-        By latent, of heads or neurons, how much each unit matters, of shape ``(units,)``: the magnitude of its
-        relevance, for example.
+        How much each matters, the magnitude of its relevance, for example. By latent, of heads or neurons: of shape
+        ``(units,)``. By linear layer, such as ``"model.layers.3.mlp.up_proj"``: of shape ``(outputs,)`` for its rows,
+        each with its bias, or ``(outputs, inputs)`` for its weights.
     share : float
-        Which share of the units goes, from 0 to 1.
+        Which share goes, from 0 to 1.
 
     Raises
     ------
     InputError
-        If there is no such latent, the scores are not one for each unit, or the share is none.
+        If there is no such latent or layer, the scores are not one for each unit, row or weight, or the share is none.
     """
     if not 0 <= share <= 1:
         raise InputError(f"share got {share!r}, expected a number from 0 to 1.")
-    known, least = latents_of(model), {}
-    for name, values in scores.items():
-        count = units_of(model, writer_of(model, known, name))
-        if tuple(values.shape) != (count,) or bool(values.isnan().any()):
-            raise InputError(
-                f"got scores of shape {tuple(values.shape)} for {name!r}, expected a number for each of its {count} "
-                "units."
-            )
-        least[name] = values.argsort()[: round(share * count)].tolist()
-    with ablated(model, least):
-        yield
+    known, layers, least = latents_of(model), dict(model.named_modules()), {}
+    with Kept() as handles:
+        for name, values in scores.items():
+            module = layers.get(name)
+            if module is not None and name not in known and is_matrix(module):
+                shape = tuple(matrix_of(module).shape)
+                check_scores(name, values, (shape[:1], shape), "rows or weights")
+                kept = ~least_of(values, share).to(matrix_of(module).device)
+                if values.dim() == 1:
+                    handles.hook(module, partial(without_rows, kept))
+                else:
+                    handles.forward(module, partial(without_weights, module, kept))
+                continue
+            check_scores(name, values, ((units_of(model, writer_of(model, known, name)),),), "units")
+            least[name] = least_of(values, share).nonzero()[:, 0].tolist()
+        with ablated(model, least):
+            yield
+
+
+def check_scores(name: str, values: Tensor, shapes: Sequence[tuple[int, ...]], things: str) -> None:
+    """Raise InputError if there is not one score for each of what a name has."""
+    if tuple(values.shape) not in shapes or bool(values.isnan().any()):
+        raise InputError(
+            f"got scores of shape {tuple(values.shape)} for {name!r}, expected a number for each of its {things}: "
+            f"{' or '.join(map(str, shapes))}."
+        )
+
+
+def least_of(values: Tensor, share: float) -> Tensor:
+    """Return which values are the least ones, as many as a share of them."""
+    least = torch.zeros(values.numel(), dtype=torch.bool)
+    least[values.detach().flatten().argsort()[: round(share * values.numel())].cpu()] = True
+    return least.view(values.shape)
+
+
+def without_rows(kept: Tensor, module: Any, args: Any, output: Tensor) -> Tensor:
+    """Return the output of a linear layer without some of its rows, and their bias."""
+    return output * kept.to(output)
+
+
+def without_weights(module: Any, kept: Tensor, forward: Any, args: Any, kwargs: Any) -> Tensor:
+    """Return the output of a linear layer without some of its weights."""
+    value = args[0] if args else kwargs["input"]
+    of_weight = kept.T if linear_kind(module) == "transposed linear" else kept
+    return linear_map(module, value, module.weight * of_weight.to(module.weight), bias=module.bias)
 
 
 def writer_of(model: torch.nn.Module, known: Mapping[str, Latent], name: str) -> Latent:
