@@ -7,20 +7,16 @@ from typing import Any
 
 import torch
 
-from ..adapters import target_mask
 from ..data.buckets import BatchExplainer
-from ..data.columns import ANSWERED, check_names
+from ..data.fixed import asked_of, special_ids
 from ..errors import InputError
-from ..evaluation import Fixed, Patches, Tokens, rank_correlation
+from ..evaluation import Patches, Tokens, rank_correlation
 from ..evaluation.baselines import patch_size
-from ..evaluation.features import run
 from ..evaluation.perturbation import areas
 from ..evaluation.sanity import exact_occlusion
 from ..explain import Explainer
-from ..explain.prompts import takes
 from ..explain.reading import moved
 from ..inputs import single_input
-from ..targets import Each
 from .study import Found, Study, each
 
 #: What a removed token or patch may become.
@@ -122,9 +118,7 @@ class Perturbed(Study):
         """Return what is removed, by what it becomes."""
         name, value, _ = single_input(batch)
         if not value.is_floating_point():
-            # a word that is unknown is a word
-            keep = set(explainer.tokenizer.all_special_ids) - {explainer.tokenizer.unk_token_id}
-            return {fill: Tokens(fill, tuple(sorted(keep))) for fill in self.fills_of("text")}
+            return {fill: Tokens(fill, special_ids(explainer.tokenizer)) for fill in self.fills_of("text")}
         if value.dim() != 4:
             raise InputError(f"got {name} of shape {tuple(value.shape)}, expected a text or an image")
         size = patch_size(explainer.wrapped)
@@ -143,37 +137,3 @@ class Perturbed(Study):
             if fill not in FILLS[kind]:
                 raise InputError(f"got the fill {fill!r} for {kind}s, expected one of {', '.join(FILLS[kind])}")
         return self.fills or FILLS[kind]
-
-
-def asked_of(explain: BatchExplainer, row: Mapping[str, Any], length: int) -> tuple[dict[str, Any], Fixed]:
-    """Return the model's arguments for a row, and what is explained of its output, as it is for the whole input.
-
-    Raises
-    ------
-    InputError
-        If something is missing, or does not fit.
-    """
-    check_names(row)
-    question, explainer = explain.question(row), explain.explainer
-    if isinstance(question.target, Each):
-        raise InputError("got a row with several targets, expected one")
-    batch = moved(question.batch, explainer.model, explainer.device)
-    longest = max(question.lengths(), default=0)
-    if longest > length:
-        # the next word of a text may be that of its beginning
-        if explainer.task.name != "next token" or row.get("target") is not None or set(row) & set(ANSWERED):
-            raise InputError(
-                f"got a text of {longest} tokens, expected at most {length}: each removal reads all of them"
-            )
-        batch = {key: value[:, :length] for key, value in batch.items()}
-    if question.last and takes(explainer.model, "logits_to_keep"):
-        batch["logits_to_keep"] = question.last
-    with torch.no_grad():
-        output = run(explainer.wrapped, batch)
-    # of the logits that a text's end has, the last are wanted
-    mask = None if "logits_to_keep" in batch else target_mask(explainer.wrapped, batch)
-    fixed = Fixed.of(question.target, output, mask)
-    if output.dim() == 3:
-        # from the end, where the last positions are
-        fixed.position = fixed.position - output.shape[1]
-    return batch, fixed

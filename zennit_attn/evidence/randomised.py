@@ -10,12 +10,12 @@ import numpy as np
 import torch
 
 from ..data.buckets import BatchExplainer
+from ..data.fixed import asked_of
 from ..errors import InputError
 from ..evaluation import Fixed, randomisation
 from ..evaluation.features import Batch
 from ..explain.loading import refused
 from ..targets import Target
-from .perturbed import asked_of
 from .study import Found, Study, plain, without_sink
 
 Asked = tuple[dict[str, Any], Fixed]

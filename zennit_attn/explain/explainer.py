@@ -226,7 +226,7 @@ class Explainer:
 
     def batch_of(self, questions: Sequence[Question]) -> dict[str, Any]:
         """Return the model's arguments for several questions, where the model is."""
-        batch = collated(questions, padding_of(self.tokenizer))
+        batch = collated([question.batch for question in questions], padding_of(self.tokenizer))
         positions = kept(questions)
         if positions and takes(self.model, "logits_to_keep"):
             batch["logits_to_keep"] = positions

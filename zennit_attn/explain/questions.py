@@ -104,22 +104,22 @@ def is_sequence(value: Any) -> bool:
     return isinstance(value, Tensor) and value.dim() == 2 and not value.is_floating_point()
 
 
-def collated(questions: Sequence[Question], padding: int) -> dict[str, Any]:
-    """Return the arguments of several questions of one kind as one batch.
+def collated(batches: Sequence[Mapping[str, Any]], padding: int) -> dict[str, Any]:
+    """Return the arguments of several samples of one kind as one batch.
 
     Parameters
     ----------
-    questions : sequence of Question
-        The questions.
+    batches : sequence of mapping
+        Those of each.
     padding : int
         The token that stands where there is none.
     """
-    first = questions[0].batch
-    if len(questions) == 1:
+    first = batches[0]
+    if len(batches) == 1:
         return dict(first)
     batch: dict[str, Any] = {}
     for name, value in first.items():
-        rows = [question.batch[name] for question in questions]
+        rows = [each[name] for each in batches]
         if not isinstance(value, Tensor):
             batch[name] = value
         elif is_sequence(value):

@@ -25,6 +25,7 @@ from ..files import encoded, put
 from ..inputs import single_input
 from .scatter import scatter
 from .study import Study
+from .texts import LENGTH
 
 LEADERBOARD, SCATTER, CONTACT_SHEET, WINNER = "leaderboard.csv", "parameters.png", "contact_sheet.png", "winner.toml"
 #: How many test samples the contact sheet has.
@@ -135,8 +136,9 @@ def provenance(study: Study, result: Result) -> dict[str, Any]:
     """Return what the winner was found by, for its file."""
     known = {f"{key}_sha256": value for key, value in study.identity().items()}
     data = study.content.get("data", {})
-    given = {key: data[key] for key in ("folder", "name") if key in data}
-    chosen = {"target": data.get("target", "largest"), "seed": data.get("seed", 0)} if data else {}
+    given = {key: data[key] for key in ("folder", "name", "texts") if key in data}
+    what = {"length": LENGTH} if "texts" in data else {"target": "largest"}
+    chosen = {key: data.get(key, usual) for key, usual in {**what, "seed": 0}.items()} if data else {}
     fill = study.features.fill
     features = {"size": study.features.size} if isinstance(study.features, Patches) else {}
     return {

@@ -1,6 +1,6 @@
-"""Samples: the model of a study and the images that it explains, from folders, datasets of torchvision, or Python.
+"""Samples: the model of a study and what it explains: images, from folders, datasets of torchvision, or Python.
 
-Images are split into one set to tune on and one to test on, which share none. A model or a dataset whose name ends with
+They are split into one set to tune on and one to test on, which share none. A model or a dataset whose name ends with
 ``.py`` is a Python file, which is run if that was asked for. Models of transformers may be downloaded by name; datasets
 are not, unless their arguments say so.
 """
@@ -50,6 +50,8 @@ class Samples:
         What is explained.
     truth : torch.Tensor, optional
         Where relevance should be, of the shape of the pixels or tokens.
+    keep : tuple of int, optional
+        Ids of tokens that are not removed, such as those that a tokenizer adds.
 
     Raises
     ------
@@ -60,6 +62,7 @@ class Samples:
     batch: Batch
     target: Fixed
     truth: Tensor | None = None
+    keep: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         count = len(single_input(self.batch)[1])
@@ -94,11 +97,14 @@ class Subject:
         Makes the model's input of images.
     name : str
         What it is called.
+    explainer : Explainer or None
+        What reads other inputs of it, if it was loaded by its name.
     """
 
     model: torch.nn.Module
     prepare: Callable[[Any], Batch]
     name: str
+    explainer: Explainer | None = None
 
 
 @dataclass(frozen=True)
@@ -219,7 +225,7 @@ def read_subject(table: Mapping[str, Any], preset: str, folder: Path, source: st
     Raises
     ------
     ValueError, FileNotFoundError
-        If there is no such model, or it does not classify images.
+        If there is no such model.
     """
     require_known("key of [model]", table, MODEL_KEYS, source)
     name, device = (table.get(key, default) for key, default in zip(MODEL_KEYS, (None, "auto"), strict=True))
@@ -232,15 +238,18 @@ def read_subject(table: Mapping[str, Any], preset: str, folder: Path, source: st
             function_of(module, "load_model")().to(place), lambda images: preprocess(stacked(images)).to(place), name
         )
     explainer = Explainer(str(folder / name) if (folder / name).is_dir() else name, composite=preset, device=device)
-    if explainer.task.name != "image classification":
-        raise ValueError(f"{source} got the model {name!r}, expected one that classifies images; use Python for others")
     dtype = next(explainer.model.parameters()).dtype
 
     def prepare(images: Any) -> Batch:
+        if explainer.task.name != "image classification":
+            raise ValueError(
+                f"{source} got images for the model {name!r}, which is for {explainer.task.name}; expected texts in "
+                "[data], or use Python"
+            )
         pictures = [image if isinstance(image, Image.Image) else to_pil_image(image) for image in images]
         return dict(explainer.reader(images=pictures, return_tensors="pt").to(explainer.device, dtype))
 
-    return Subject(explainer.model, prepare, name)
+    return Subject(explainer.wrapped, prepare, name, explainer)
 
 
 def stacked(images: Any) -> Tensor:
@@ -288,6 +297,14 @@ def read_samples(table: Mapping[str, Any], subject: Subject, folder: Path, sourc
     return parts[0], parts[1]
 
 
+def split(size: int, counts: Sequence[int], seed: int, got: str) -> tuple[list[int], list[int]]:
+    """Return which of some samples are to tune on, and which to test on, or raise ValueError if they are too few."""
+    if size < sum(counts):
+        raise ValueError(f"{got}, expected {counts[0]} to tune and {counts[1]} to test")
+    order = torch.randperm(size, generator=torch.Generator().manual_seed(seed)).tolist()
+    return order[: counts[0]], order[counts[0] : sum(counts)]
+
+
 def whole(table: Mapping[str, Any], name: str, source: str, default: Any = None, least: int = 1) -> int:
     """Return a whole number of a table.
 
@@ -314,11 +331,7 @@ def read_pictures(table: Mapping[str, Any], counts: list[int], folder: Path, sou
         found = [load_data(split, count) for split, count in zip(SPLITS, counts, strict=True)]
         return [Pictures(item.images, item.labels, getattr(item, "masks", None)) for item in found]
     items: Any = files_of(folder / table["folder"]) if given == ["folder"] else dataset_of(table, folder, source)
-    if len(items) < sum(counts):
-        raise ValueError(f"{source} got {len(items)} images, expected {counts[0]} to tune and {counts[1]} to test")
-    generator = torch.Generator().manual_seed(whole(table, "seed", source, 0, 0))
-    order = torch.randperm(len(items), generator=generator).tolist()
-    chosen = order[: counts[0]], order[counts[0] : sum(counts)]
+    chosen = split(len(items), counts, whole(table, "seed", source, 0, 0), f"{source} got {len(items)} images")
     if given == ["folder"]:
         return [Pictures([image_of(items[index]) for index in part]) for part in chosen]
     pairs = [[items[index] for index in part] for part in chosen]

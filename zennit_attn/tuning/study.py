@@ -29,6 +29,7 @@ from ..hints import nearest
 from ..inputs import single_input
 from .samples import Samples, digest, model_digest, read_samples, read_subject, refuse_code, refuse_overlap, whole
 from .space import COMPOSITE_KEYS, Space
+from .texts import read_texts
 
 KEYS = (*COMPOSITE_KEYS, "data", "model", "score", "search")
 SCORE_KEYS = ("name", "size", "fill", "steps", "batch_size")
@@ -192,7 +193,7 @@ class Study:
             size = whole(table, "size", self.source) if "size" in table else patch_size(self.model)
             self.features: Patches | Tokens = Patches(size, table.get("fill", 0.0))
         else:
-            self.features = Tokens(table.get("fill", "zero"))
+            self.features = Tokens(table.get("fill", "zero"), self.tune.keep)
 
     def read_search(self, table: Mapping[str, Any]) -> None:
         """Take what the file says about the search."""
@@ -306,7 +307,8 @@ def read_study(path: str | Path, *, allow_code: bool = False) -> Study:
     if not allow_code:
         refuse_code((model, data), path.parent, source)
     subject = read_subject(model, content["preset"], path.parent, source)
-    tune, test = read_samples(data, subject, path.parent, source)
+    read = read_texts if "texts" in data else read_samples
+    tune, test = read(data, subject, path.parent, source)
     study = Study(content, subject.model, tune, test, subject.name, source)
     study.path, study.allow_code = path.resolve(), allow_code
     return study
