@@ -72,6 +72,18 @@ CASES = {
             *("input_x_gradient", *with_and_without(*ATTENTION), *with_and_without(*OURS), "contextcite_32"),
         ],
     ),
+    "answers": Case(
+        "Which sentence a whole answer was read from, and what more forward passes buy",
+        "The same, the first {rows} passages: the {measured} of which the model's whole answer is right, all of its "
+        "tokens explained in one backward pass. ContextCite's surrogate takes 32, 64 or 256 forward passes.",
+        smollm2.folder,
+        [
+            *("--study", "context", "--answers", "whole", "--samples", 108, "--score-dtype", "bfloat16"),
+            *("--rows-per-part", 12, "--methods", "random", *with_and_without("gradient")),
+            *("gradient_attention_rollout_without_sink", "cp_lrp_without_sink", *with_and_without("attnlrp")),
+            *("libragrad_without_sink", *(f"contextcite_{count}" for count in (32, 64, 256))),
+        ],
+    ),
     "prose": Case(
         "What a language model's next token depends on, in natural text",
         "SmolLM2-135M-Instruct, {measured} passages of English that packages ship (scikit-learn's descriptions of data "
