@@ -1,6 +1,6 @@
 """Measure how good the explanations of all methods are on real models and on those of the examples; write the tables.
 
-``python examples/evaluate.py --work evaluation --out docs/evaluation.md`` takes a good half hour on one processor core
+``python examples/evaluate.py --work evaluation --out docs/evaluation.md`` takes some minutes on one processor core
 for the small models, and hours for the real ones (see ``evidence.py``); it goes on where it was. KernelSHAP needs
 captum (``pip install zennit-attn[evaluation]``).
 """
@@ -16,6 +16,7 @@ import digits
 import evidence
 import shapes
 import torch
+from tqdm import tqdm
 
 from zennit_attn.evaluation import (
     METHODS,
@@ -23,15 +24,17 @@ from zennit_attn.evaluation import (
     Fixed,
     Patches,
     Tokens,
-    bootstrap,
-    faithfulness,
-    occlusion_agreement,
     pointing_game,
+    rank_correlation,
     reciprocal_rank,
     relevance_mass_accuracy,
     relevance_rank_accuracy,
     select,
 )
+from zennit_attn.evaluation.perturbation import areas
+from zennit_attn.evaluation.sanity import exact_occlusion
+from zennit_attn.evidence import Scores
+from zennit_attn.evidence.tables import markdown
 
 CHUNK = 50
 STEPS = 16
@@ -56,8 +59,8 @@ zennit-attn evaluate --model examples/models/agreement --study perturbation --da
 scores, and `--help` has the rest. `zennit_attn.evidence.open_scores(folder)` has each score of each row.
 
 This page is written by `python examples/evaluate.py --work evaluation --out docs/evaluation.md`. Each score is a mean over samples with its 95 %
-confidence interval (bootstrap over samples). Bold is the best of a column; in the tables of real models also what cannot be told
-from it, by the paired bootstrap of the difference. A dash says that a method does not apply.
+confidence interval (bootstrap over samples). Bold is the best of a column, and what cannot be told from it by the
+paired bootstrap of the difference. A dash says that a method does not apply.
 
 - **ΔA** is the area between the curves of least and most relevant first (AttnLRP paper), in units of the explained
   logit: how much longer the logit lasts if what a method calls irrelevant is removed first. What is removed becomes
@@ -212,82 +215,48 @@ def shapes_case(count):
     )
 
 
-def measure(case, method):
-    """Compute all scores of a method.
+def measure(case, rows, found, refused):
+    """Compute all scores of all methods on some samples.
 
     Parameters
     ----------
     case : Case
         Model and samples.
-    method : callable
-        One of the methods.
-
-    Returns
-    -------
-    scores : dict of str to torch.Tensor
-        A score of each sample.
-    seconds : float
-        Time that an explanation takes.
+    rows : torch.Tensor
+        Numbers of the samples.
+    found : zennit_attn.evidence.Scores
+        Where scores are noted; ``seconds`` is the time that the explanation of a sample takes.
+    refused : dict
+        Where it is noted which methods do not apply, and why.
     """
-    parts, seconds = [], 0.0
-    for rows in torch.arange(len(case.target.shares)).split(CHUNK):
-        batch, target = select(case.batch, rows), case.target.at(rows)
+    batch, target = select(case.batch, rows), case.target.at(rows)
+    relevances = {}
+    for name in TITLES:
         start = time.perf_counter()
-        relevance = method(case.model, batch, target)
-        seconds += time.perf_counter() - start
-        parts.append(scores_of(case, batch, target, relevance, rows))
-    scores = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
-    for name, chosen in case.groups.items():
-        scores[name] = scores["pointing game"][chosen]
-    return scores, seconds / len(case.target.shares)
-
-
-def scores_of(case, batch, target, relevance, rows):
-    """Return the scores of some samples, by name."""
-    scores = {}
+        try:
+            relevances[name] = METHODS[name](case.model, batch, target)
+        except (ModuleNotFoundError, ValueError) as error:
+            refused[name] = str(error)
+            continue
+        note(found, name, "seconds", rows, torch.full((len(rows),), (time.perf_counter() - start) / len(rows)))
     for fill, features in case.features.items():
         # tokens one by one
         steps = STEPS if isinstance(features, Patches) else None
-        scores[f"ΔA ({fill})"] = faithfulness(case.model, batch, target, relevance, features, steps)
+        both = areas(case.model, batch, target, list(relevances.values()), features, steps)
+        for name, (morf, lerf) in zip(relevances, both, strict=True):
+            note(found, name, f"ΔA ({fill})", rows, lerf - morf)
     first = next(iter(case.features.values()))
-    scores["occlusion"] = occlusion_agreement(case.model, batch, target, relevance, first)
-    if case.truth is not None:
-        real = first.real(batch) if isinstance(first, Tokens) else None
+    real, falls = first.real(batch), exact_occlusion(case.model, batch, target, first)
+    for name, relevance in relevances.items():
+        note(found, name, "occlusion", rows, rank_correlation(first.pool(relevance), falls, real))
         summed = relevance.sum(1) if relevance.dim() == 4 else relevance
-        for name, score in case.scores.items():
-            scores[name] = score(summed, case.truth[rows], real)
-    return scores
+        for title, score in case.scores.items():
+            note(found, name, title, rows, score(summed, case.truth[rows], real if isinstance(first, Tokens) else None))
 
 
-def table(found):
-    """Write a Markdown table.
-
-    Parameters
-    ----------
-    found : dict of str to tuple
-        What :func:`measure` returned for each method that applies.
-
-    Returns
-    -------
-    str
-        The table.
-    """
-    intervals = {name: {key: bootstrap(value) for key, value in scores.items()} for name, (scores, _) in found.items()}
-    columns = list(next(iter(intervals.values())))
-    best = {key: max(interval[key].mean for interval in intervals.values()) for key in columns}
-    lines = ["| method | " + " | ".join(columns) + " | seconds |", "|---|" + "---|" * (len(columns) + 1)]
-    for name, title in TITLES.items():
-        cells = ["–"] * (len(columns) + 1)
-        if name in found:
-            cells = [cell(intervals[name][key], best[key]) for key in columns] + [f"{found[name][1]:.4f}"]
-        lines.append(f"| {title} | " + " | ".join(cells) + " |")
-    return "\n".join(lines)
-
-
-def cell(interval, best):
-    """Write a mean with its confidence interval, bold if it is the best."""
-    mean = f"**{interval.mean:.2f}**" if interval.mean == best else f"{interval.mean:.2f}"
-    return f"{mean} [{interval.low:.2f}, {interval.high:.2f}]"
+def note(found, method, score, rows, values):
+    """Add the score of some samples to those found."""
+    found.values.setdefault((method, score), {}).update(zip(rows.tolist(), values.tolist(), strict=True))
 
 
 def evaluate(case):
@@ -304,16 +273,18 @@ def evaluate(case):
         A section in Markdown.
     """
     print(case.title, flush=True)
-    found = {}
-    for name in TITLES:
-        try:
-            found[name] = scores, seconds = measure(case, METHODS[name])
-        except (ModuleNotFoundError, ValueError) as error:
-            print(f"  {name} does not apply: {error}", flush=True)
-            continue
-        means = ", ".join(f"{key} {value.double().mean():.3f}" for key, value in scores.items())
-        print(f"  {name}: {means}, {seconds:.4f} s", flush=True)
-    return f"### {case.title}\n\n{case.text} {evidence.made()}\n\n{table(found)}\n"
+    found, refused = Scores({}), {}
+    for rows in tqdm(torch.arange(len(case.target.shares)).split(CHUNK)):
+        measure(case, rows, found, refused)
+    for name, why in refused.items():
+        print(f"  {name} does not apply: {why}", flush=True)
+    columns = dict.fromkeys(score for _, score in found.values if score != "seconds")
+    for name, chosen in case.groups.items():
+        for method in found.methods:
+            values = found.values[method, "pointing game"]
+            found.values[method, name] = {row: value for row, value in values.items() if chosen[row]}
+        columns[name] = None
+    return f"### {case.title}\n\n{case.text} {evidence.made()}\n\n{markdown(found, list(columns))}\n"
 
 
 CASES = {"sentences": (sentences_case, 600), "digits": (digits_case, 450), "shapes": (shapes_case, 300)}

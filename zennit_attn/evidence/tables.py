@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -117,8 +118,8 @@ def markdown(scores: Scores, columns: Sequence[str]) -> str:
     for method in scores.methods:
         cells = [cell(scores, method, score) for score in columns]
         seconds = scores.of(method, "seconds")
-        seconds = seconds[seconds.isfinite()]
-        cells.append(f"{seconds.median():.2f}" if len(seconds) else "–")
+        median = float(seconds[seconds.isfinite()].median()) if len(seconds) else float("nan")
+        cells.append(f"{median:.{4 if median < 0.01 else 2}f}" if math.isfinite(median) else "–")
         lines.append(f"| {title_of(method)} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
