@@ -25,6 +25,7 @@ from zennit_attn import (
     targets,
 )
 from zennit_attn.cli import main
+from zennit_attn.data import open_results
 from zennit_attn.errors import InputError
 
 from .forms import FORMS
@@ -260,6 +261,20 @@ def test_the_command_line_takes_a_device_map(saved, given, capsys):
     expected = json.loads(capsys.readouterr().out)["relevance"]
     assert main([*asked, "--device-map", places]) == 0
     close(torch.tensor(json.loads(capsys.readouterr().out)["relevance"]), torch.tensor(expected))
+
+
+def test_many_rows_of_a_model_on_a_disk_are_those_of_the_one_in_memory(saved, tmp_path):
+    rows = tmp_path / "rows.jsonl"
+    texts = ("the dog near the cats", "the keys", "the old keys to the cabinet by the books")
+    rows.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+    asked = ["explain", "--model", str(saved), "--input", str(rows), "--json"]
+    assert main([*asked, "--out", str(tmp_path / "memory")]) == 0
+    assert main([*asked, "--out", str(tmp_path / "disk"), "--device-map", str(saved / "map.json")]) == 0
+    expected, got = (open_results(tmp_path / name) for name in ("memory", "disk"))
+    assert len(got) == 3
+    for row in range(3):
+        assert got[row].label == expected[row].label
+        close(torch.tensor(got[row].relevance), torch.tensor(expected[row].relevance))
 
 
 def test_what_cannot_be_put_anywhere_is_refused(saved, monkeypatch, capsys):
