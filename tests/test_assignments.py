@@ -182,7 +182,9 @@ def test_nothing_is_kept_alive_and_composites_are_copied_as_before():
     assert gone() is None
 
 
-def test_fused_attentions_are_unfused_in_each_context():
+def test_fused_attentions_are_unfused_in_each_context(monkeypatch):
+    asked = []
+    monkeypatch.setattr(Assignments, "find", noting(asked, Assignments.find))
     model, x = models.torchvision_vit().eval(), torch.randn(1, 3, 32, 32)
     composite = input_x_gradient(GammaViTComposite())
     first, again, anew = (
@@ -190,3 +192,5 @@ def test_fused_attentions_are_unfused_in_each_context():
     )
     torch.testing.assert_close(first, again, rtol=0, atol=0)
     torch.testing.assert_close(first, anew, rtol=0, atol=0)
+    # new projections, of the same names and kinds
+    assert asked == ["anew", "kept", "anew"]

@@ -59,19 +59,14 @@ class Assignments:
 
 
 class _Kept:
-    """An assignment, and what it depends on: modules by weak references."""
+    """An assignment, and what it depends on: not the modules themselves, some of which a canonizer makes anew."""
 
     def __init__(self, names: Mapping[torch.nn.Module, str], settings: Any, assigned: Assigned) -> None:
         self.settings, self.names = settings, list(names.values())
-        self.modules = [weakref.ref(module) for module in names]
         self.traits = list(map(traits, names))
         places = {module: place for place, module in enumerate(names)}
         self.rules = [(places[module], rule) for _, module, rule in assigned]
 
     def is_of(self, names: Mapping[torch.nn.Module, str]) -> bool:
         """Tell whether it is of these modules, as they are now."""
-        return (
-            self.names == list(names.values())
-            and all(kept() is module for kept, module in zip(self.modules, names, strict=True))
-            and self.traits == list(map(traits, names))
-        )
+        return self.names == list(names.values()) and self.traits == list(map(traits, names))
