@@ -6,7 +6,6 @@ several processes at once if need be.
 """
 
 import argparse
-import json
 import platform
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +18,7 @@ import transformers
 
 from zennit_attn import cli
 from zennit_attn.evidence import open_scores
-from zennit_attn.files import encoded, put
+from zennit_attn.files import json_lines, put
 
 ATTENTION = ("attention_rollout", "gradient_attention_rollout", "attention_value_norm")
 OURS = ("cp_lrp", "attnlrp", "relp", "libragrad")
@@ -155,7 +154,7 @@ def section(name, work):
         work.mkdir(parents=True, exist_ok=True)
         # another process may be reading them
         if not data.exists():
-            put(data, encoded("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in case.rows())))
+            put(data, json_lines(case.rows()))
         options += ["--data", data]
     if cli.main(list(map(str, options))) != 0:
         raise SystemExit(f"{name} could not be measured")

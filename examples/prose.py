@@ -4,13 +4,14 @@
 """
 
 import argparse
-import json
 import random
 import re
 from pathlib import Path
 from pydoc_data.topics import topics
 
 import sklearn.datasets
+
+from zennit_attn.files import json_lines, put
 
 #: A paragraph with none of these is prose, not a table, code or a list.
 MARKUP = re.compile(r"[|<=>\\{}\[\]@#~^]|::|\.\.|http|--|\d \d|\w_|_\w")
@@ -121,7 +122,7 @@ def main(arguments=None):
     parser.add_argument("--out", type=Path, default=Path("prose.jsonl"), help="file (default: %(default)s)")
     args = parser.parse_args(arguments)
     rows = (pairs if args.pairs else passages)(args.count, args.seed)
-    args.out.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
+    put(args.out, json_lines(rows))
     return rows
 
 

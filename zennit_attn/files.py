@@ -5,10 +5,13 @@ This module does not know what a file means.
 
 from __future__ import annotations
 
+import json
 import os
 import stat
 import threading
+from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 from .errors import InputError
 
@@ -36,6 +39,11 @@ def check_file(path: Path) -> None:
 def encoded(text: str) -> bytes:
     """Return a text in UTF-8, halves of characters as escapes: no file has those, but names and JSON may."""
     return text.encode("utf-8", "backslashreplace")
+
+
+def json_lines(rows: Iterable[Any]) -> bytes:
+    """Return rows as JSON, a line each."""
+    return encoded("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
 
 
 def put(path: Path, content: bytes | memoryview) -> None:

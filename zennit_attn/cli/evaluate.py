@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import inspect
-import json
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +17,7 @@ from ..evidence import STUDIES, Study, open_scores
 from ..evidence.making import Measuring
 from ..evidence.pages import page_of
 from ..evidence.tables import markdown
-from ..files import encoded, put
+from ..files import encoded, json_lines, put
 from .common import be_quiet
 from .many import device_of, filled
 from .parser import DONE
@@ -69,7 +68,7 @@ def rows_of(study: Study, count: int, file: Path) -> Path:
     InputError
         If there are others, which another process may be reading.
     """
-    content = encoded("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in study.rows(count)))
+    content = json_lines(study.rows(count))
     if not file.exists():
         put(file, content)
     elif file.read_bytes() != content:

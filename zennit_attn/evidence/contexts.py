@@ -20,7 +20,7 @@ from ..explain.answers import generated
 from ..explain.prompts import source_of, takes
 from .citing import context_cite
 from .passages import passages
-from .study import Found, Study, each
+from .study import USUAL, Found, Study, each
 
 #: Methods that look at whole sources: how many forward passes each takes.
 CITING = {f"contextcite_{count}": count for count in (32, 64, 128, 256)}
@@ -87,20 +87,7 @@ class Contexts(Study):
 
     name = "context"
     wants = '{"sentences": ["..."], "question": "...", "answer": "...", "truth": 0}; the last two may be missing'
-    default = (
-        "random",
-        "gradient",
-        "input_x_gradient",
-        "attention_rollout",
-        "gradient_attention_rollout",
-        "attention_value_norm",
-        "cp_lrp",
-        "attnlrp",
-        "attnlrp_without_sink",
-        "relp",
-        "libragrad",
-        "contextcite_32",
-    )
+    default = (*USUAL, "contextcite_32")
 
     def __init__(
         self,

@@ -17,7 +17,7 @@ from ..evaluation.sanity import exact_occlusion
 from ..explain import Explainer
 from ..explain.reading import moved
 from ..inputs import single_input
-from .study import Found, Study, each
+from .study import USUAL, Found, Study, each
 
 #: What a removed token or patch may become.
 FILLS = {"text": ("zero", "mean", "mask"), "image": ("zero", "mean", "blur")}
@@ -48,20 +48,7 @@ class Perturbed(Study):
 
     name = "perturbation"
     wants = '{"text": "..."}, with a target if it is not to be what the model chose; or "second", or an "image"'
-    default = (
-        "random",
-        "gradient",
-        "input_x_gradient",
-        "integrated_gradients",
-        "attention_rollout",
-        "gradient_attention_rollout",
-        "attention_value_norm",
-        "cp_lrp",
-        "attnlrp",
-        "attnlrp_without_sink",
-        "relp",
-        "libragrad",
-    )
+    default = (*USUAL, "integrated_gradients")
 
     def __init__(
         self,

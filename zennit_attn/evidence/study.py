@@ -23,6 +23,11 @@ from ..explain.loading import composite_of, refused
 WITHOUT = "_without_sink"
 #: Scores of a row by method and name; ``seconds`` is what the explanation took.
 Found = dict[str, dict[str, float]]
+#: What is measured of tokens, where no methods are named.
+USUAL = (
+    *("random", "gradient", "input_x_gradient", "attention_rollout", "gradient_attention_rollout"),
+    *("attention_value_norm", "cp_lrp", "attnlrp", f"attnlrp{WITHOUT}", "relp", "libragrad"),
+)
 #: What each study is called, filled by the classes themselves.
 STUDIES: dict[str, type[Study]] = {}
 
