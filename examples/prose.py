@@ -85,8 +85,31 @@ def passages(count, seed=0):
     list of dict
         ``{"text": ...}``.
     """
-    found = list(dict.fromkeys(piece for paragraph in paragraphs() for piece in pieces(paragraph)))
-    return [{"text": text} for text in random.Random(seed).sample(found, count)]
+    return [{"text": text} for text in random.Random(seed).sample(texts(), count)]
+
+
+def others(than, seed=0):
+    """Return all passages that are none of those of :func:`passages`.
+
+    Parameters
+    ----------
+    than : int
+        How many those are.
+    seed : int, optional
+        Their seed.
+
+    Returns
+    -------
+    list of dict
+        ``{"text": ...}``.
+    """
+    chosen = {row["text"] for row in passages(than, seed)}
+    return [{"text": text} for text in texts() if text not in chosen]
+
+
+def texts():
+    """Return the texts of all passages."""
+    return list(dict.fromkeys(piece for paragraph in paragraphs() for piece in pieces(paragraph)))
 
 
 def pairs(count, seed=0):

@@ -4,6 +4,7 @@ import importlib.util
 import json
 import re
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,7 @@ from PIL import Image
 from zennit_attn import AttnLRPComposite, GammaViTComposite, InputXGradient, input_x_gradient, targets
 from zennit_attn.cli import evaluate as evaluate_command
 from zennit_attn.cli import parser as cli_parser
+from zennit_attn.tuning.space import Space
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 sys.path.insert(0, str(EXAMPLES))
@@ -292,6 +294,11 @@ def test_prose_is_sentences_of_packages(tmp_path):
 
 def test_cases_of_real_models_are_options_of_the_command():
     for name, case in evidence.CASES.items():
+        if isinstance(case, evidence.Search):
+            for search in case.studies.values():
+                content = tomllib.loads(evidence.STUDY.format(model='"model"', rows="rows.jsonl") + search)
+                assert list(Space(content).grid()), name
+            continue
         options = list(map(str, ["evaluate", "--model", "model", "--out", "out", *case.options]))
         study = evaluate_command.study_of(cli_parser.parser().parse_args(options))
         assert study.methods, name
