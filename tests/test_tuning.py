@@ -34,8 +34,9 @@ from zennit_attn.evaluation.intervals import Interval
 from zennit_attn.heatmap.ink import hexadecimal
 from zennit_attn.rules import Epsilon, Gamma
 from zennit_attn.targets import MaxLogit
-from zennit_attn.tuning import Samples, Study, Trial, search
+from zennit_attn.tuning import Samples, Study, Trial
 from zennit_attn.tuning.leaderboard import contact_sheet
+from zennit_attn.tuning.log import Log
 from zennit_attn.tuning.scatter import RED, scatter, ticks_of
 from zennit_attn.tuning.space import Space
 from zennit_attn.tuning.study import SCORES
@@ -330,14 +331,14 @@ class Stopped(BaseException):
 
 
 def stop_after(monkeypatch, count):
-    """Let so many scores be computed, and count them."""
+    """Let so many parts of scores be computed, and count them."""
     scores, calls = Study.scores, []
 
-    def counted(self, composite, samples):
+    def counted(self, composite, samples, start, end):
         calls.append(composite)
         if len(calls) > count:
             raise Stopped
-        return scores(self, composite, samples)
+        return scores(self, composite, samples, start, end)
 
     monkeypatch.setattr(Study, "scores", counted)
     return calls
@@ -355,8 +356,8 @@ def test_an_interrupted_search_goes_on(write, tmp_path, monkeypatch, method):
         content = changed(content, search__trials=13, search__parameters__linear_gamma=BOUNDS)
     path, count = write(content), 13 if method == "optuna" else 6
     whole = tune(path, tmp_path / "whole")
-    # the default and all but two trials
-    stop_after(monkeypatch, count - 1)
+    # the default and all but two trials, each in two parts, and one part of the last but one
+    stop_after(monkeypatch, 2 * (count - 1) + 1)
     with pytest.raises(Stopped):
         tune(path, tmp_path / "parts")
     monkeypatch.undo()
@@ -364,8 +365,8 @@ def test_an_interrupted_search_goes_on(write, tmp_path, monkeypatch, method):
         log.write('{"number": 4, "param')
     calls = stop_after(monkeypatch, 100)
     parts = tune(path, tmp_path / "parts")
-    # two trials, and the default and the best on the test samples
-    assert len(calls) == 4
+    # three parts of two trials, and the default and the best on the test samples
+    assert len(calls) == 3 + 4
     assert [trial.parameters for trial in parts.trials] == [trial.parameters for trial in whole.trials]
     for name in ("whole", "parts"):
         assert len((tmp_path / name / "trials.jsonl").read_text().splitlines()) == count + 2
@@ -589,17 +590,17 @@ def test_two_searches_into_one_folder_are_found(write, tmp_path):
 
 def test_a_line_that_was_cut_within_a_letter_is_cut_off(tmp_path):
     path = tmp_path / "trials.jsonl"
-    log = search.Log(path, {"study": "é"})
+    log = Log(path, {"study": "é"})
     log.add(Trial(-1, {}, 1.0, 0.5, 1.5, 0.1))
     whole = path.read_bytes()
     path.write_bytes(whole + '{"number": 0, "parameters": {"é'.encode()[:-1])
-    assert search.Log(path, {"study": "é"}).trials == log.trials
+    assert Log(path, {"study": "é"}).trials == log.trials
     assert path.read_bytes() == whole
 
 
 def test_a_score_that_is_not_finite_stops_the_search(write, tmp_path, monkeypatch):
     monkeypatch.setitem(SCORES, "delta_area", lambda given: given.relevance.new_full((len(given.relevance),), np.nan))
-    with pytest.raises(ValueError, match="not finite for 4 of 4 samples"):
+    with pytest.raises(ValueError, match="not finite for 3 of 3 samples"):
         tune(write(STUDY), tmp_path / "out")
     assert len((tmp_path / "out/trials.jsonl").read_text().splitlines()) == 1
 
