@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import pickle
 import time
 from abc import ABC, abstractmethod
 from collections import Counter
@@ -184,8 +185,7 @@ def with_ray(maker: Work, parts: Sequence[int], workers: int, gpus: float) -> It
 def side_by_side(work: Callable[[], None], workers: int, gpus: float) -> None:
     """Do the same work several times at once by Ray, each time in a process of its own; one that dies is started again.
 
-    The processes share it out among themselves, part by part. One that died too often is let be: what it has left, the
-    others do, or who called this.
+    The processes share it out among themselves, part by part. So if one fails, the others do what it has left.
 
     Parameters
     ----------
@@ -201,24 +201,32 @@ def side_by_side(work: Callable[[], None], workers: int, gpus: float) -> None:
     InputError
         If Ray is not installed.
     Exception
-        What the work raised.
+        What the first one raised, if all failed.
     """
     ray = extra("ray", "--engine ray", "ray")
+    errors: list[Exception] = []
     with cluster(ray, workers):
-        task, given = ray.remote(max_retries=RETRIES, num_gpus=gpus)(called), ray.put(work)
+        task = ray.remote(max_retries=RETRIES, num_gpus=gpus)(called)
+        # Ray would tell of an error in reading it as one of its own
+        given = ray.put(ray.cloudpickle.dumps(work))
         for each in [task.remote(given) for _ in range(workers)]:
             try:
                 ray.get(each)
             except ray.exceptions.RayTaskError as error:
-                # its text has the traceback of the other process, too
-                raise error.cause from error
+                # the text of that which has the traceback in it is long
+                errors.append(error.cause)
             except ray.exceptions.RayError as error:
-                logging.getLogger(__name__).warning("a worker of Ray died: %s", error)
+                died = f"a worker of Ray died {RETRIES + 1} times ({error})"
+                errors.append(InputError(f"{died}, expected room for {workers} models; give fewer --workers"))
+    if len(errors) == workers:
+        raise errors[0]
+    for found in errors:
+        logging.getLogger(__name__).warning("a worker of Ray failed, and others did its work: %s", found)
 
 
-def called(work: Callable[[], None]) -> None:
-    """Do a piece of work."""
-    work()
+def called(work: bytes) -> None:
+    """Do a piece of work that was pickled."""
+    pickle.loads(work)()
 
 
 @contextmanager

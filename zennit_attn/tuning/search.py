@@ -167,12 +167,12 @@ def tune(
     """
     helpers = workers_of(engine, workers)
     study = study if isinstance(study, Study) else read_study(study, allow_code=allow_code)
-    # workers are in folders of their own
-    folder = Path(folder).resolve()
+    folder = Path(folder)
     refuse_inside(study, folder)
     search = Search(study, folder)
     if helpers:
-        side_by_side(partial(assist, study, folder), helpers, float(study.tune.target.shares.is_cuda))
+        # workers may have another working directory
+        side_by_side(partial(assist, study, folder.resolve()), helpers, float(study.tune.target.shares.is_cuda))
     search.follow(progress)
     return written(study, search.default, search.trials, folder, search.tested)
 
