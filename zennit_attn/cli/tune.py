@@ -29,7 +29,8 @@ def run(args: argparse.Namespace) -> int:
     """
     be_quiet()
     folder = args.study.with_suffix("") if args.out is None else args.out
-    own = device_of("cuda", rank_of(None))
+    # all of the work is the share of each process, but its GPU is its own
+    own = device_of("cuda", rank_of("1/1"))
     if own != "cuda":
         # what a study calls cuda, or auto
         torch.cuda.set_device(own)
