@@ -11,7 +11,9 @@ import os
 import pickle
 import subprocess
 import sys
+import time
 import tomllib
+from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -34,9 +36,11 @@ from zennit_attn.evaluation.intervals import Interval
 from zennit_attn.heatmap.ink import hexadecimal
 from zennit_attn.rules import Epsilon, Gamma
 from zennit_attn.targets import MaxLogit
-from zennit_attn.tuning import Samples, Study, Trial, search
+from zennit_attn.tuning import Samples, Study, Trial
 from zennit_attn.tuning.leaderboard import contact_sheet
+from zennit_attn.tuning.log import Log
 from zennit_attn.tuning.scatter import RED, scatter, ticks_of
+from zennit_attn.tuning.search import Search
 from zennit_attn.tuning.space import Space
 from zennit_attn.tuning.study import SCORES
 
@@ -330,14 +334,14 @@ class Stopped(BaseException):
 
 
 def stop_after(monkeypatch, count):
-    """Let so many scores be computed, and count them."""
+    """Let so many parts of scores be computed, and count them."""
     scores, calls = Study.scores, []
 
-    def counted(self, composite, samples):
+    def counted(self, composite, samples, start, end):
         calls.append(composite)
         if len(calls) > count:
             raise Stopped
-        return scores(self, composite, samples)
+        return scores(self, composite, samples, start, end)
 
     monkeypatch.setattr(Study, "scores", counted)
     return calls
@@ -355,8 +359,8 @@ def test_an_interrupted_search_goes_on(write, tmp_path, monkeypatch, method):
         content = changed(content, search__trials=13, search__parameters__linear_gamma=BOUNDS)
     path, count = write(content), 13 if method == "optuna" else 6
     whole = tune(path, tmp_path / "whole")
-    # the default and all but two trials
-    stop_after(monkeypatch, count - 1)
+    # the default and all but two trials, each in two parts, and one part of the last but one
+    stop_after(monkeypatch, 2 * (count - 1) + 1)
     with pytest.raises(Stopped):
         tune(path, tmp_path / "parts")
     monkeypatch.undo()
@@ -364,8 +368,8 @@ def test_an_interrupted_search_goes_on(write, tmp_path, monkeypatch, method):
         log.write('{"number": 4, "param')
     calls = stop_after(monkeypatch, 100)
     parts = tune(path, tmp_path / "parts")
-    # two trials, and the default and the best on the test samples
-    assert len(calls) == 4
+    # three parts of two trials, and the default and the best on the test samples
+    assert len(calls) == 3 + 4
     assert [trial.parameters for trial in parts.trials] == [trial.parameters for trial in whole.trials]
     for name in ("whole", "parts"):
         assert len((tmp_path / name / "trials.jsonl").read_text().splitlines()) == count + 2
@@ -379,6 +383,175 @@ def test_more_trials_may_be_added(write, tmp_path):
     more = tune(write(changed(content, search__trials=4)), tmp_path / "out")
     assert more.trials[:2] == first.trials
     assert len(more.trials) == 4
+
+
+# notes who made a part, waits at its first until two have made one; if one is to die, it does so within its second part
+NOTING = """
+import os, pathlib, signal, time
+from zennit_attn.tuning import Study
+
+def noted(self, *given):
+    folder = pathlib.Path(__file__).parent
+    made = folder / "made.txt"
+    if (folder / "one_dies").exists() and str(os.getpid()) in made.read_text().split():
+        try:
+            (folder / "one_dies").rename(folder / "died")
+        except FileNotFoundError:
+            pass  # the other one was first
+        else:
+            os.kill(os.getpid(), signal.SIGKILL)
+    found = scores(self, *given)
+    with made.open("a") as file:
+        file.write(f"{os.getpid()}\\n")
+    end = time.monotonic() + 60
+    while len(set(made.read_text().split())) < 2 and time.monotonic() < end:
+        time.sleep(0.02)
+    return found
+
+scores = Study.scores
+# the file is run once for the model, and once for the data
+if scores.__name__ != "noted":
+    Study.scores = noted
+"""
+
+
+@pytest.fixture(params=["grid", pytest.param("optuna", marks=needs_optuna)])
+def shared(request, write, tmp_path):
+    """Search alone, and let it be known who makes which part from then on."""
+    content = changed(STUDY, search__method=request.param)
+    if request.param == "optuna":
+        # more than the ten that its sampler draws at random
+        content = changed(content, search__trials=12, search__parameters__linear_gamma=BOUNDS)
+    path = write(content)
+    alone = tune(path, tmp_path / "alone")
+    assert alone.best is not alone.default
+    (tmp_path / "tiny.py").write_text(TINY + NOTING)
+    (tmp_path / "made.txt").touch()
+    return path
+
+
+def started(path, *options):
+    command = [sys.executable, "-m", "zennit_attn", "tune", path, "--allow-code", "--out", path.parent / "out"]
+    environment = {
+        **os.environ,
+        "OMP_NUM_THREADS": "1",
+        "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]),
+    }
+    return subprocess.Popen(
+        [*command, *options], env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+
+
+def log_of(folder):
+    """Return the lines of a log but for the seconds."""
+    records = map(json.loads, lines_of(folder / "trials.jsonl"))
+    return [{key: value for key, value in record.items() if key != "seconds"} for record in records]
+
+
+def check_shared(folder, processes):
+    """Check that every part was made once, by so many processes, and that what was found is what one alone finds."""
+    made = Counter((folder / "made.txt").read_text().split())
+    assert len(made) == processes, made
+    # the default, the trials, and both on the test samples, each in two parts
+    parts = list((folder / "out").glob("*/*/part-*.json"))
+    assert made.total() == len(parts) == 2 * (len(log_of(folder / "alone")) - 1 + 2)
+    assert log_of(folder / "out") == log_of(folder / "alone")
+    assert (folder / "out/winner.toml").read_text() == (folder / "alone/winner.toml").read_text()
+    assert without_seconds(folder / "out/leaderboard.csv") == without_seconds(folder / "alone/leaderboard.csv")
+    # what a trial took is what its parts took, whoever made them
+    seconds = [json.loads(file.read_text())["seconds"] for file in (folder / "out/tune/0").glob("part-*.json")]
+    assert json.loads(lines_of(folder / "out/trials.jsonl")[2])["seconds"] == pytest.approx(sum(seconds))
+
+
+def test_two_processes_share_a_search(shared, tmp_path):
+    both = [started(shared), started(shared)]
+    said = [each.communicate(timeout=180) for each in both]
+    assert [each.returncode for each in both] == [0, 0], said
+    check_shared(tmp_path, 2)
+    assert said[0][0] == said[1][0]
+
+
+@pytest.mark.parametrize("shared", [pytest.param("optuna", marks=needs_optuna)], indirect=True)
+def test_one_process_goes_on_for_another_that_dies(shared, tmp_path):
+    (tmp_path / "one_dies").touch()
+    both = [started(shared), started(shared)]
+    said = [each.communicate(timeout=180) for each in both]
+    assert sorted(each.returncode for each in both) == [-9, 0], said
+    check_shared(tmp_path, 2)
+
+
+@pytest.mark.parametrize("shared", ["grid"], indirect=True)
+def test_workers_of_ray_share_a_search_and_one_that_dies_is_started_again(shared, tmp_path):
+    pytest.importorskip("ray")
+    (tmp_path / "one_dies").touch()
+    running = started(shared, "--engine", "ray", "--workers", "2")
+    said = running.communicate(timeout=180)
+    assert running.returncode == 0, said
+    assert (tmp_path / "died").exists()
+    made = Counter((tmp_path / "made.txt").read_text().split())
+    # the third is who was started for the one that died, if anything was left
+    check_shared(tmp_path, len(made))
+    assert len(made) in (2, 3)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"engine": "rya"}, "the engine 'rya', expected one of .*nearest: 'ray'"),
+        ({"workers": 2}, "got --workers without --engine ray"),
+        ({"engine": "ray", "workers": 0}, "got --workers 0, expected at least 1"),
+    ],
+)
+def test_engines_are_those_of_many_rows(write, tmp_path, options, message):
+    with pytest.raises(ValueError, match=message):
+        tune(write(STUDY), tmp_path / "out", **options)
+
+
+def test_a_grid_does_not_wait_for_a_part_of_another_process(write, tmp_path):
+    path = write(STUDY)
+    alone = tune(path, tmp_path / "alone")
+    out = tmp_path / "out"
+    other = Search(read_study(path), out)
+    scoring = other.scoring(0, alone.trials[0].parameters)
+    with ThreadPoolExecutor(1) as pool:
+        with scoring.run.claim(0):
+            found = pool.submit(tune, path, out)
+            for _ in range(600):
+                if len(list(out.glob("tune/*/part-*.json"))) == 2 * 7 - 1:
+                    break
+                time.sleep(0.1)
+            # all but that part is there, and trials are in the log in their order
+            assert [trial["number"] for trial in log_of(out)[1:]] == [-1]
+        assert [trial.score for trial in found.result(60).trials] == [trial.score for trial in alone.trials]
+
+
+@needs_optuna
+def test_the_first_process_to_ask_decides_what_is_tried(write, tmp_path):
+    path = write(changed(STUDY, search__method="optuna", search__trials=2, search__parameters__linear_gamma=BOUNDS))
+    first = tune(path, tmp_path / "first").trials[0].parameters
+    # as the logarithm of another processor would have it
+    other = {**first, "linear_gamma": float(np.nextafter(first["linear_gamma"], 1))}
+    Search(read_study(path), tmp_path / "out").scoring(0, other)
+    assert tune(path, tmp_path / "out").trials[0].parameters == other != first
+
+
+def test_a_part_that_cannot_be_read_is_named(write, tmp_path):
+    tune(write(STUDY), tmp_path / "out")
+    part = tmp_path / "out/test/default/part-00001.json"
+    part.write_text("{}")
+    with pytest.raises(ValueError, match=r"cannot read .*part-00001.json.*delete it, and it is made again"):
+        tune(tmp_path / "study.toml", tmp_path / "out")
+    part.unlink()
+    tune(tmp_path / "study.toml", tmp_path / "out")
+
+
+def test_each_process_of_a_machine_has_its_own_gpu(write, tmp_path, monkeypatch):
+    chosen = []
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
+    monkeypatch.setattr(torch.cuda, "set_device", chosen.append)
+    monkeypatch.setenv("LOCAL_RANK", "3")
+    assert cli.main(["tune", str(write(STUDY)), "--allow-code", "--out", str(tmp_path / "out")]) == 0
+    assert chosen == ["cuda:3"]
 
 
 WORKER = """
@@ -579,7 +752,7 @@ def test_a_log_belongs_to_one_set_of_versions(write, tmp_path):
         tune(tmp_path / "study.toml", tmp_path / "out")
 
 
-def test_two_searches_into_one_folder_are_found(write, tmp_path):
+def test_a_log_has_each_trial_once(write, tmp_path):
     tune(write(STUDY), tmp_path / "out")
     lines = lines_of(tmp_path / "out/trials.jsonl")
     (tmp_path / "out/trials.jsonl").write_text("".join([*lines[:4], *lines[3:]]))
@@ -589,17 +762,17 @@ def test_two_searches_into_one_folder_are_found(write, tmp_path):
 
 def test_a_line_that_was_cut_within_a_letter_is_cut_off(tmp_path):
     path = tmp_path / "trials.jsonl"
-    log = search.Log(path, {"study": "é"})
+    log = Log(path, {"study": "é"})
     log.add(Trial(-1, {}, 1.0, 0.5, 1.5, 0.1))
     whole = path.read_bytes()
     path.write_bytes(whole + '{"number": 0, "parameters": {"é'.encode()[:-1])
-    assert search.Log(path, {"study": "é"}).trials == log.trials
+    assert Log(path, {"study": "é"}).trials == log.trials
     assert path.read_bytes() == whole
 
 
 def test_a_score_that_is_not_finite_stops_the_search(write, tmp_path, monkeypatch):
     monkeypatch.setitem(SCORES, "delta_area", lambda given: given.relevance.new_full((len(given.relevance),), np.nan))
-    with pytest.raises(ValueError, match="not finite for 4 of 4 samples"):
+    with pytest.raises(ValueError, match="not finite for 3 of 3 samples"):
         tune(write(STUDY), tmp_path / "out")
     assert len((tmp_path / "out/trials.jsonl").read_text().splitlines()) == 1
 

@@ -14,7 +14,7 @@ from tqdm import tqdm  # type: ignore[import-untyped]
 
 from ..composites.configuration import made_with
 from ..data.buckets import BatchExplainer
-from ..data.engines import Maker, here, with_ray
+from ..data.engines import Maker, here, with_ray, workers_of
 from ..data.parts import Precision
 from ..data.ranks import Rank, rank_of
 from ..data.results import open_results
@@ -95,20 +95,10 @@ def filled(args: argparse.Namespace, maker: Maker, rank: Rank) -> Counter[str]:
 
 
 def engine_of(args: argparse.Namespace, maker: Maker, parts: list[int]) -> Iterator[Counter[str]]:
-    """Return what makes the parts.
-
-    Raises
-    ------
-    InputError
-        If workers are given to an engine that has none.
-    """
-    if args.engine != "ray":
-        if args.workers is not None:
-            raise InputError("got --workers without --engine ray; start several processes, or use Ray")
+    """Return what makes the parts."""
+    workers = workers_of(args.engine, args.workers)
+    if not workers:
         return here(maker, parts)
-    workers = 1 if args.workers is None else args.workers
-    if workers < 1:
-        raise InputError(f"got --workers {workers}, expected at least 1")
     is_on_gpu = loading.device_of(args.device).type == "cuda"
     return with_ray(maker, parts, workers, float(is_on_gpu)) if parts else iter(())
 

@@ -143,6 +143,7 @@ def parser() -> argparse.ArgumentParser:
     tuned.add_argument("study", type=Path, metavar="FILE.toml", help="the study, see docs/tuning.md")
     tuned.add_argument("--out", type=Path, metavar="FOLDER", help="where to write (default: the file without .toml)")
     tuned.add_argument("--allow-code", action="store_true", help="run the Python files that the study names")
+    add_workers(tuned)
     for name, command in commands.choices.items():
         command.set_defaults(command=name)
         command.description = command.description or f"{command.prog}: see zennit-attn --help for examples."
@@ -218,8 +219,13 @@ def add_engine(command: Any) -> None:
         metavar="I/N",
         help="the share of this process, from 1/N to N/N (default: as torchrun and SLURM tell it)",
     )
+    add_workers(command)
+
+
+def add_workers(command: Any) -> None:
+    """Add the options of who works."""
     command.add_argument("--engine", choices=ENGINES, help="local (default), or ray, on its cluster or on this machine")
-    command.add_argument("--workers", type=int, metavar="N", help="how many actors Ray starts (default: 1)")
+    command.add_argument("--workers", type=int, metavar="N", help="how many workers Ray starts (default: 1)")
 
 
 def add_explain(command: argparse.ArgumentParser) -> None:

@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
+import sys
 from dataclasses import asdict
 
+import torch
+
+from ..data.ranks import rank_of
 from ..errors import InputError
 from ..tuning.leaderboard import WINNER
 from ..tuning.search import tune
 from .common import be_quiet
+from .many import device_of
 from .parser import DONE
 from .terminal import say, say_json
 
@@ -23,8 +29,17 @@ def run(args: argparse.Namespace) -> int:
     """
     be_quiet()
     folder = args.study.with_suffix("") if args.out is None else args.out
+    # all of the work is the share of each process, but its GPU is its own
+    own = device_of("cuda", rank_of("1/1"))
+    if own != "cuda":
+        # what a study calls cuda, or auto
+        torch.cuda.set_device(own)
     try:
-        result = tune(args.study, folder, allow_code=args.allow_code)
+        # engines have their say on stdout
+        with contextlib.redirect_stdout(sys.stderr):
+            result = tune(
+                args.study, folder, allow_code=args.allow_code, engine=args.engine or "local", workers=args.workers
+            )
     except (ImportError, FileNotFoundError, TypeError, ValueError) as error:
         raise InputError(str(error)) from error
     if args.json:

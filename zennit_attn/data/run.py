@@ -36,6 +36,8 @@ class Run:
         How many rows a part has.
     kind : str, optional
         What it is filled with.
+    ending : str, optional
+        Of the file that tells that a part is there.
 
     Raises
     ------
@@ -43,10 +45,18 @@ class Run:
         If the folder has results of other settings, or is not one.
     """
 
-    def __init__(self, folder: Path, settings: Mapping[str, Any], rows: int, size: int, kind: str = FORMAT) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        settings: Mapping[str, Any],
+        rows: int,
+        size: int,
+        kind: str = FORMAT,
+        ending: str = ".parquet",
+    ) -> None:
         if size < 1:
             raise InputError(f"got {size} rows for a part, expected at least 1")
-        self.folder, self.rows, self.size = folder, rows, size
+        self.folder, self.rows, self.size, self.ending = folder, rows, size, ending
         self.parts = -(-rows // size)
         try:
             folder.mkdir(parents=True, exist_ok=True)
@@ -72,17 +82,19 @@ class Run:
 
     def locked(self, name: str) -> Path:
         """Return the file whose lock stands for a name."""
-        locks = self.folder / ".locks"
-        locks.mkdir(exist_ok=True)
-        return locks / name
+        return lock_of(self.folder, name)
 
     def stretch(self, part: int) -> tuple[int, int]:
         """Return the first row of a part, and that after its last."""
         return part * self.size, min((part + 1) * self.size, self.rows)
 
+    def file(self, part: int) -> Path:
+        """Return the file that tells that a part is there."""
+        return self.folder / f"{name_of(part)}{self.ending}"
+
     def is_there(self, part: int) -> bool:
         """Tell whether a part is done."""
-        return (self.folder / f"{name_of(part)}.parquet").exists()
+        return self.file(part).exists()
 
     @contextmanager
     def claim(self, part: int) -> Iterator[bool]:
@@ -93,6 +105,13 @@ class Run:
                 yield not self.is_there(part)
         except Timeout:
             yield False
+
+
+def lock_of(folder: Path, name: str) -> Path:
+    """Return the file of a folder whose lock stands for a name."""
+    locks = folder / ".locks"
+    locks.mkdir(exist_ok=True)
+    return locks / name
 
 
 def noted(file: Path, kind: str = FORMAT) -> dict[str, Any]:

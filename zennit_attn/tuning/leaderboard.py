@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import csv
 import io
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -46,7 +47,7 @@ class Trial:
     score, low, high : float
         Mean score, and its confidence interval.
     seconds : float
-        How long it took.
+        How long it took, in all processes together.
     """
 
     number: int
@@ -92,12 +93,32 @@ class Result:
         return f"on the test samples: default {self.test_default}, best {self.test_best}, difference {gain}{remark}"
 
 
-def written(study: Study, default: Trial, trials: list[Trial], folder: Path) -> Result:
-    """Score the default and the best on the samples to test on, and write all files."""
-    # of equal ones the first, and so rather the default
-    best = max([default, *trials], key=lambda trial: trial.score)
+def best_of(trials: Sequence[Trial]) -> Trial:
+    """Return the best trial; of equal ones the first, and so rather the default."""
+    return max(trials, key=lambda trial: trial.score)
+
+
+def written(
+    study: Study, default: Trial, trials: list[Trial], folder: Path, tested: Callable[[Trial], Tensor]
+) -> Result:
+    """Write all files.
+
+    Parameters
+    ----------
+    study : Study
+        The study.
+    default : Trial
+        That of the default.
+    trials : list of Trial
+        All others.
+    folder : pathlib.Path
+        Where to.
+    tested : callable
+        Returns the scores of a trial on the samples to test on.
+    """
+    best = best_of([default, *trials])
     composite = study.space.default if best is default else study.space.composite(best.parameters)
-    before, after = (study.scores(each, study.test) for each in (study.space.default, composite))
+    before, after = tested(default), tested(best)
     intervals = bootstrap(after), bootstrap(before), bootstrap(after - before)
     result = Result(composite, best, default, trials, *intervals, folder)
     write_leaderboard(result, study)

@@ -2,91 +2,139 @@
 
 A TOML file says what is searched, and on what, see :mod:`zennit_attn.tuning.space` and
 :mod:`zennit_attn.tuning.study`. Each choice of parameters is scored on the samples to tune on; the default and the best
-alone on those to test on. Only one process searches into a folder: for several, give :meth:`Study.objective` to Optuna
-or Ray.
+alone on those to test on.
+
+What is tried next depends on the scores so far, and on nothing else. So processes that search into one folder go the
+same way, and share out the scoring; each reads from the folder what the others have scored.
 """
 
 from __future__ import annotations
 
-import json
-import time
+from collections import deque
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock  # a requirement of torch
+from torch import Tensor
 from tqdm import tqdm  # type: ignore[import-untyped]
 
 from ..composites.configuration import made_with
-from ..composites.transformer import TransformerComposite
-from ..data.journal import append, complete_lines
+from ..data.engines import side_by_side, workers_of
+from ..data.run import Run, lock_of, noted
 from ..evaluation.intervals import bootstrap
-from .leaderboard import Result, Trial, written
+from .leaderboard import Result, Trial, best_of, written
+from .log import Log
+from .scoring import Scoring
 from .study import Study, read_study
 
-LOG = "trials.jsonl"
+LOG, FORMAT = "trials.jsonl", "zennit-attn trial"
+#: The number of the default, which is no trial.
+DEFAULT = -1
 
 
-class Log:
-    """The trials of a study in a file, each a line of JSON, after one that says of which study.
+class Search:
+    """A search into a folder, which other processes may share.
 
     Parameters
     ----------
-    path : pathlib.Path
-        The file, which is made if need be. What is left of a line that was being written is cut off.
-    identity : mapping
-        Hashes of the study. Versions of the packages are noted beside them.
+    study : Study
+        What is searched.
+    folder : pathlib.Path
+        Where to; it is made if need be.
 
     Attributes
     ----------
-    trials : list of Trial
-        All of them, the default first.
+    log : Log
+        What was found so far.
 
     Raises
     ------
     ValueError
-        If the file is of another study or of other versions of the packages, or cannot be read.
+        If the folder has the log of another study or of other versions of the packages.
     """
 
-    def __init__(self, path: Path, identity: Mapping[str, str]) -> None:
-        self.path, self.trials = path, list[Trial]()
-        wanted = {**identity, "versions": made_with(None)}
-        lines = complete_lines(path)
-        if not lines:
-            append(path, wanted)
-            return
-        try:
-            head, *records = map(json.loads, lines)
-            self.trials = [Trial(**record) for record in records]
-            differs = [key for key, value in wanted.items() if head[key] != value]
-        except (KeyError, TypeError, ValueError) as error:
-            raise ValueError(f"cannot read {str(path)!r} ({error!r}); choose another folder, or delete it") from error
-        if differs:
-            raise ValueError(
-                f"got the folder {str(path.parent)!r} with the log of a search that differs in its "
-                f"{' and '.join(differs)}, expected the same, but for the number of trials: choose another folder, or "
-                "delete the log"
-            )
-        numbers = [trial.number for trial in self.trials]
-        if numbers != list(range(-1, len(numbers) - 1)):
-            raise ValueError(
-                f"got the trials {numbers} in {str(path)!r}, expected each once, from -1 on: only one process may "
-                "search into a folder; choose another folder, or delete it"
-            )
+    def __init__(self, study: Study, folder: Path) -> None:
+        self.study, self.folder, self.identity = study, folder, study.identity()
+        folder.mkdir(parents=True, exist_ok=True)
+        self.log = Log(folder / LOG, self.identity)
 
-    def add(self, trial: Trial) -> None:
-        """Write a trial."""
-        append(self.path, asdict(trial))
-        self.trials.append(trial)
+    def follow(self, progress: bool) -> None:
+        """Try all that is to be tried, and score the default and the best on the samples to test on."""
+        self.logged(DEFAULT, self.scoring(DEFAULT, {}))
+        trials = {"grid": by_grid, "optuna": by_optuna}[self.study.method](self)
+        with tqdm(trials, total=self.study.trials, unit="trial", disable=None if progress else True) as bar:
+            for _ in bar:
+                bar.set_postfix_str(f"best {best_of(self.log.trials).score:.4g}")
+        for trial in (self.default, best_of([self.default, *self.trials])):
+            self.tested(trial)
+
+    @property
+    def default(self) -> Trial:
+        """The trial of the default."""
+        return self.log.trials[0]
+
+    @property
+    def trials(self) -> list[Trial]:
+        """All others; the log may have more, of a search that was longer."""
+        return self.log.trials[1 : self.study.trials + 1]
+
+    def known(self, number: int) -> Trial | None:
+        """Return a trial if the log has it."""
+        return self.log.trials[number + 1] if number + 1 < len(self.log.trials) else None
+
+    def parameters(self, number: int) -> dict[str, Any] | None:
+        """Return what is tried in a trial, None if it has not begun."""
+        known, file = self.known(number), self.place(number) / "run.json"
+        if known is not None:
+            return known.parameters
+        return noted(file, FORMAT)["parameters"] if file.exists() else None
+
+    def place(self, number: int, samples: str = "tune") -> Path:
+        """Return where the scores of a trial are."""
+        return self.folder / samples / ("default" if number == DEFAULT else str(number))
+
+    def scoring(self, number: int, parameters: Mapping[str, Any], samples: str = "tune") -> Scoring:
+        """Return what scores a choice of parameters, on the samples to ``"tune"`` or to ``"test"`` on."""
+        study, given = self.study, getattr(self.study, samples)
+        settings = {**self.identity, "versions": made_with(None), "parameters": dict(parameters)}
+        run = Run(self.place(number, samples), settings, len(given), study.batch_size, FORMAT, ".json")
+        composite = study.space.default if number == DEFAULT else study.space.composite(parameters)
+        return Scoring(run, study, composite, given)
+
+    def logged(self, number: int, scoring: Scoring) -> Trial:
+        """Return a trial, which is in the log then."""
+        known = self.known(number)
+        if known is not None:
+            return known
+        scores, seconds = scoring.found()
+        found = bootstrap(scores)
+        trial = Trial(number, scoring.run.settings["parameters"], found.mean, found.low, found.high, seconds)
+        self.log.add(trial)
+        return trial
+
+    def tested(self, trial: Trial) -> Tensor:
+        """Return the scores of a trial on the samples to test on."""
+        return self.scoring(trial.number, trial.parameters, "test").found()[0]
 
 
-def tune(study: Study | str | Path, folder: str | Path, progress: bool = True, *, allow_code: bool = False) -> Result:
+def tune(
+    study: Study | str | Path,
+    folder: str | Path,
+    progress: bool = True,
+    *,
+    allow_code: bool = False,
+    engine: str = "local",
+    workers: int | None = None,
+) -> Result:
     """Search for the best parameters, and write what was found into a folder.
 
-    Called again, it goes on where it was interrupted, and finds what it would have found without. The folder gets
-    ``trials.jsonl`` (the log), ``leaderboard.csv``, ``parameters.png`` (score against each parameter),
-    ``contact_sheet.png`` (the first samples to test on, by the default and the best) and ``winner.toml``, which
-    :func:`zennit_attn.load_composite` reads.
+    Called again, it goes on where it was interrupted, and finds what it would have found without. Called by several
+    processes, they share the work, and each finds what one alone would have found. The folder gets ``trials.jsonl``
+    (the log), ``leaderboard.csv``, ``parameters.png`` (score against each parameter), ``contact_sheet.png`` (the first
+    samples to test on, by the default and the best) and ``winner.toml``, which :func:`zennit_attn.load_composite`
+    reads; and in ``tune`` and ``test`` the score of each sample.
 
     Parameters
     ----------
@@ -98,6 +146,11 @@ def tune(study: Study | str | Path, folder: str | Path, progress: bool = True, *
         Whether to show a bar on a terminal.
     allow_code : bool, optional
         Whether the file may name Python files, which are run.
+    engine : str, optional
+        Who scores: ``"local"``, this process, or ``"ray"``, workers of Ray on the cluster of ``RAY_ADDRESS`` or on this
+        machine, each of which has the model once.
+    workers : int, optional
+        How many workers of Ray, by default one.
 
     Returns
     -------
@@ -108,22 +161,25 @@ def tune(study: Study | str | Path, folder: str | Path, progress: bool = True, *
     ------
     ValueError
         If the folder has the log of another study or of other versions of the packages, or is in that of the images,
-        or a score is not finite.
+        or a score is not finite; if there is no such engine.
     ModuleNotFoundError
         If the study needs Optuna, and it is not there.
     """
+    helpers = workers_of(engine, workers)
     study = study if isinstance(study, Study) else read_study(study, allow_code=allow_code)
     folder = Path(folder)
     refuse_inside(study, folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    log = Log(folder / LOG, study.identity())
-    if not log.trials:
-        log.add(try_out(study, study.space.default, -1, {}))
-    search = {"grid": by_grid, "optuna": by_optuna}[study.method]
-    with tqdm(search(study, log), total=study.trials, unit="trial", disable=None if progress else True) as bar:
-        for _ in bar:
-            bar.set_postfix_str(f"best {max(trial.score for trial in log.trials):.4g}")
-    return written(study, log.trials[0], log.trials[1 : study.trials + 1], folder)
+    search = Search(study, folder)
+    if helpers:
+        # workers may have another working directory
+        side_by_side(partial(assist, study, folder.resolve()), helpers, float(study.tune.target.shares.is_cuda))
+    search.follow(progress)
+    return written(study, search.default, search.trials, folder, search.tested)
+
+
+def assist(study: Study, folder: Path) -> None:
+    """Take part in a search into a folder."""
+    Search(study, folder).follow(progress=False)
 
 
 def refuse_inside(study: Study, folder: Path) -> None:
@@ -139,38 +195,41 @@ def refuse_inside(study: Study, folder: Path) -> None:
         )
 
 
-def try_out(study: Study, composite: TransformerComposite, number: int, parameters: dict[str, Any]) -> Trial:
-    """Score a composite on the samples to tune on."""
-    start = time.perf_counter()
-    found = bootstrap(study.scores(composite, study.tune))
-    return Trial(number, parameters, found.mean, found.low, found.high, time.perf_counter() - start)
-
-
-def by_grid(study: Study, log: Log) -> Iterator[Trial]:
+def by_grid(search: Search) -> Iterator[Trial]:
     """Try all combinations of values that the log does not have, and yield all trials."""
-    for number, parameters in enumerate(study.space.grid()):
-        if number + 1 == len(log.trials):
-            log.add(try_out(study, study.space.composite(parameters), number, parameters))
-        yield log.trials[number + 1]
+    # no trial waits for the scores of another one: what other processes have begun is left to them until the end
+    begun = deque[tuple[int, Scoring]]()
+    for number, parameters in enumerate(search.study.space.grid()):
+        known = search.known(number)
+        if known is not None:
+            yield known
+            continue
+        begun.append((number, search.scoring(number, parameters)))
+        begun[-1][1].attempt()
+        while begun and begun[0][1].attempt():
+            yield search.logged(*begun.popleft())
+    for each in begun:
+        yield search.logged(*each)
 
 
-def by_optuna(study: Study, log: Log) -> Iterator[Trial]:
+def by_optuna(search: Search) -> Iterator[Trial]:
     """Try what Optuna suggests from the trials in the log, and yield all trials."""
     try:
         import optuna
     except ModuleNotFoundError as error:
         raise ModuleNotFoundError("method='optuna' needs Optuna: pip install zennit-attn[tuning]") from error
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    search = optuna.create_study(direction="maximize")
+    study, adviser = search.study, optuna.create_study(direction="maximize")
     for number in range(study.trials):
         # seeded anew each time, so that what is suggested does not depend on where a search was interrupted
-        search.sampler = optuna.samplers.TPESampler(seed=study.seed + number)
-        is_known = number + 1 < len(log.trials)
-        if is_known:
-            search.enqueue_trial(log.trials[number + 1].parameters)
-        asked = search.ask()
-        parameters = study.space.suggest(asked)
-        if not is_known:
-            log.add(try_out(study, study.space.composite(parameters), number, parameters))
-        search.tell(asked, log.trials[number + 1].score)
-        yield log.trials[number + 1]
+        adviser.sampler = optuna.samplers.TPESampler(seed=study.seed + number)
+        # processors differ in the last digit of a suggestion: the first process to ask decides for all
+        with FileLock(lock_of(search.folder, "ask")):
+            known = search.parameters(number)
+            if known is not None:
+                adviser.enqueue_trial(known)
+            asked = adviser.ask()
+            scoring = search.scoring(number, study.space.suggest(asked))
+        trial = search.logged(number, scoring)
+        adviser.tell(asked, trial.score)
+        yield trial

@@ -235,8 +235,19 @@ class Study:
         with self.lock:
             return float(self.scores(composite, self.tune).cpu().double().mean())
 
-    def scores(self, composite: TransformerComposite, samples: Samples) -> Tensor:
+    def scores(
+        self, composite: TransformerComposite, samples: Samples, start: int = 0, end: int | None = None
+    ) -> Tensor:
         """Return the score of each sample, of shape ``(samples,)``.
+
+        Parameters
+        ----------
+        composite : TransformerComposite
+            What is scored.
+        samples : Samples
+            On what.
+        start, end : int, optional
+            Which of them, by default all: from the first of these numbers on, and before the second.
 
         Raises
         ------
@@ -244,7 +255,8 @@ class Study:
             If one is not finite.
         """
         parts, method = [], lrp(composite)
-        for rows in torch.arange(len(samples), device=samples.target.shares.device).split(self.batch_size):
+        numbers = torch.arange(len(samples), device=samples.target.shares.device)[start:end]
+        for rows in numbers.split(self.batch_size):
             batch, target = select(samples.batch, rows), samples.target.at(rows)
             truth = None if samples.truth is None else samples.truth[rows]
             relevance = method(self.model, batch, target)
