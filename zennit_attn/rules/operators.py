@@ -15,7 +15,7 @@ import torch
 from zennit.core import RemovableHandleList
 
 from ..engine.checkpoints import CheckpointHandle, OffloadedHandle, checkpointed_layers, offloaded_layers
-from ..engine.compiled import uncompile, uncompiled
+from ..engine.compiled import uncompile, uncompiled, untraced
 from ..engine.finiteness import watch
 from ..engine.handles import ForwardHandle, FrozenHandle
 from ..engine.inventory import Inventory, refuse_foreign
@@ -120,27 +120,33 @@ class Operators(Rule):
             with uncompiled():
                 return rerun(policy, forward, args, kwargs)
 
-        def around(forward: Any, args: Any, kwargs: Any) -> Any:
-            if is_shielded():
-                return forward(*args, **kwargs)
-            applied(self)
-            policy = enclosing_policy()
-            if policy is not None or torch.compiler.is_compiling():
-                return rerun(self.policy(policy), forward, args, kwargs)
+        def as_written(forward: Any, args: Any, kwargs: Any) -> Any:
             if torch.is_grad_enabled():
                 # a prediction in another thread explains nothing, whatever comes on or off meanwhile
                 refuse_foreign(names)
                 inventory.check()
             run = partial(rerun, self.policy(None), partial(survey.run, forward), (args, kwargs))
+            with uncompiled():
+                if not self.strict:
+                    return run()
+                with watch(module) as check_output:
+                    output = run()
+                    check_output(chosen_of(output))
+                return output
+
+        def around(forward: Any, args: Any, kwargs: Any) -> Any:
+            if is_shielded():
+                return forward(*args, **kwargs)
+            applied(self)
+            policy = enclosing_policy()
+            if policy is not None:
+                return rerun(self.policy(policy), forward, args, kwargs)
             is_enabled = torch.is_grad_enabled()
             try:
-                with uncompiled():
-                    if not self.strict:
-                        return run()
-                    with watch(module) as check_output:
-                        output = run()
-                        check_output(chosen_of(output))
-                    return output
+                # no graph breaks in a try statement: a compiler traces all of a forward here, or leaves it as written
+                if torch.compiler.is_compiling():
+                    return rerun(self.policy(None), forward, args, kwargs)
+                return untraced(as_written)(forward, args, kwargs)
             except BaseException as error:
                 # an interrupt may come in torch's own context managers, which then fail
                 torch._C._set_grad_enabled(is_enabled)
