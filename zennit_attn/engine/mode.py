@@ -19,7 +19,7 @@ from torch.overrides import TorchFunctionMode
 
 from .basic import transformed, unknown
 from .checkpoints import in_checkpoint, saving_hooks
-from .graph import sequence_number, settle
+from .graph import Spans, sequence_number, settle
 from .operands import Form, operands
 from .operators import PLAIN, find, numbered, refuse_unseen, table_of
 from .policy import Policy
@@ -61,9 +61,8 @@ class OperatorMode(TorchFunctionMode):
         self.following = False
         #: Whether to follow every function, and whether a checkpoint that is known to run with rules is running.
         self.watching = self.rerunning = False
-        #: How many functions were called, and where those that are followed made their nodes.
-        self.count = 0
-        self.spans: Any = None
+        #: How many functions were called, and where they made their nodes.
+        self.count, self.spans = 0, Spans()
         #: What is to be reported if the explained output turns out to depend on it.
         self.pending: list[Any] = []
         self.table: Any = self.table_for(policy)
@@ -77,23 +76,24 @@ class OperatorMode(TorchFunctionMode):
         if self.following:
             return self.follow(func, types, args, kwargs or {})
         self.count += 1
-        rule = self.table.get(func, unknown)
+        rule, start = self.table.get(func, unknown), sequence_number()
         if rule is None:
-            return func(*args, **kwargs) if kwargs else func(*args)
-        if maybe_current_level() is not None:
-            rule = transformed
-        output = rule(func, args, kwargs or {})
-        if saving_hooks(True) is not None and not self.rerunning and in_checkpoint() and operands(args, kwargs or {}):
+            output = func(*args, **kwargs) if kwargs else func(*args)
+        else:
+            output = (rule if maybe_current_level() is None else transformed)(func, args, kwargs or {})
+        end = sequence_number()
+        if start != end:
+            self.spans.add(start, end)
+        if rule is None or saving_hooks(True) is None or self.rerunning:
+            return output
+        if in_checkpoint() and operands(args, kwargs or {}):
             report(torch.utils.checkpoint.checkpoint, output)
         return output
 
     def follow(self, func: Any, types: Any, args: Any, kwargs: Any) -> Any:
         """Call ``func`` by its rule, and follow what is computed without a graph, for as long as there is something."""
         self.following = False
-        start = sequence_number()
         output = OperatorMode.__torch_function__(self, func, types, args, kwargs)
-        if self.spans is not None:
-            self.spans.add(start, sequence_number())
         if self.table is not self.nothing and self.cuts.follow(func, args, kwargs, output):
             report_cut(func, args[0] if output is None and args else output)
         self.following = self.watching or bool(self.cuts.tensors) or not torch.is_grad_enabled()

@@ -26,6 +26,7 @@ from ..engine.policy import Policy
 from ..engine.reports import report_call
 from ..engine.state import applied, chosen_of, enclosing_policy, is_shielded
 from ..engine.survey import Survey
+from ..engine.threads import StartsHandle
 from .rule import Rule
 
 
@@ -156,7 +157,7 @@ class Operators(Rule):
 
         # once more around the module's hooks, which are part of what it computes
         called = ForwardHandle(module, around, name="_call_impl")
-        handles = RemovableHandleList([ForwardHandle(module, around), called])
+        handles = RemovableHandleList([StartsHandle(), ForwardHandle(module, around), called])
         handles += uncompile({module: "", **names})
         handles += [CheckpointHandle(child, again) for child in checkpoints]
         handles += [OffloadedHandle(child, again) for child in offloaded_layers(names) if child not in checkpoints]
