@@ -178,9 +178,8 @@ class Spans:
     >>> spans.add(3, 5)
     >>> [number in spans for number in (2, 3, 5)]
     [False, True, False]
-    >>> spans.add(2, 6)
     >>> len(spans)
-    4
+    2
     """
 
     def __init__(self) -> None:
@@ -188,13 +187,20 @@ class Spans:
         self.ends: list[int] = []
 
     def add(self, start: int, end: int) -> None:
-        """Add an interval that begins where the ones before have ended, or later, or that some of these are part of."""
-        while self.starts and start <= self.starts[-1]:
-            self.starts.pop()
-            self.ends.pop()
+        """Add an interval that begins where the ones before have ended, or later."""
         if start < end:
             self.starts.append(start)
             self.ends.append(end)
+
+    @classmethod
+    def between(cls, start: int, end: int, gaps: Iterable[tuple[int, int]]) -> Spans:
+        """Return an interval without its gaps."""
+        spans = cls()
+        for first, last in gaps:
+            spans.add(start, first)
+            start = last
+        spans.add(start, end)
+        return spans
 
     def __len__(self) -> int:
         """Return how many numbers are in them."""

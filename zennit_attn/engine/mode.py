@@ -17,9 +17,9 @@ import torch.utils.checkpoint
 from torch._C._functorch import maybe_current_level
 from torch.overrides import TorchFunctionMode
 
-from .basic import transformed, unknown
+from .basic import asked, transformed, unknown
 from .checkpoints import in_checkpoint, saving_hooks
-from .graph import Spans, sequence_number, settle
+from .graph import sequence_number, settle
 from .operands import Form, operands
 from .operators import PLAIN, find, numbered, refuse_unseen, table_of
 from .policy import Policy
@@ -61,8 +61,9 @@ class OperatorMode(TorchFunctionMode):
         self.following = False
         #: Whether to follow every function, and whether a checkpoint that is known to run with rules is running.
         self.watching = self.rerunning = False
-        #: How many functions were called, and where they made their nodes.
-        self.count, self.spans = 0, Spans()
+        #: How many functions were called, where the last one ended, and where there were nodes between two of them.
+        self.count, self.ended = 0, 0
+        self.gaps: list[tuple[int, int]] = []
         #: What is to be reported if the explained output turns out to depend on it.
         self.pending: list[Any] = []
         self.table: Any = self.table_for(policy)
@@ -75,18 +76,24 @@ class OperatorMode(TorchFunctionMode):
         """Call ``func`` by its rule."""
         if self.following:
             return self.follow(func, types, args, kwargs or {})
+        rule = self.table.get(func, unknown)
+        if rule is asked:
+            return func(*args)
         self.count += 1
-        rule, start = self.table.get(func, unknown), sequence_number()
+        start = sequence_number()
+        if start != self.ended:
+            self.gaps.append((self.ended, start))
         if rule is None:
             output = func(*args, **kwargs) if kwargs else func(*args)
-        else:
-            output = (rule if maybe_current_level() is None else transformed)(func, args, kwargs or {})
-        end = sequence_number()
-        if start != end:
-            self.spans.add(start, end)
-        if rule is None or saving_hooks(True) is None or self.rerunning:
+            self.ended = sequence_number()
             return output
-        if in_checkpoint() and operands(args, kwargs or {}):
+        if maybe_current_level() is not None:
+            rule = transformed
+        # a rule may call functions of its own that this sees
+        self.ended = start
+        output = rule(func, args, kwargs or {})
+        self.ended = sequence_number()
+        if saving_hooks(True) is not None and not self.rerunning and in_checkpoint() and operands(args, kwargs or {}):
             report(torch.utils.checkpoint.checkpoint, output)
         return output
 

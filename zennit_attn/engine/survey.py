@@ -82,11 +82,12 @@ class Survey(threading.local):
         mode, following, alone = state.mode, self.next, Alone()
         if following:
             follow_cuts(everything=True)
-        start = sequence_number()
+        start = mode.ended = sequence_number()
         output = forward(*args, **kwargs)
         # before this module makes nodes of its own
         end = sequence_number()
-        kind = mode.count, end - start, len(mode.spans)
+        seen = Spans.between(start, end, [*mode.gaps, (mode.ended, end)])
+        kind = mode.count, end - start, len(seen)
         self.forwards.add(start, end)
         if (
             not following
@@ -97,8 +98,8 @@ class Survey(threading.local):
         chosen = chosen_of(output)
         self.advise(chosen)
         # after functions, which are noted already: what has a name is reported by it
-        seen = look(self.model, chosen, (args, kwargs), mode.spans, self.checkpoints, self.form)
-        if settle(mode.pending, chosen, state.choose is not None) or not seen:
+        is_graph = look(self.model, chosen, (args, kwargs), seen, self.checkpoints, self.form)
+        if settle(mode.pending, chosen, state.choose is not None) or not is_graph:
             # which output is explained may be another one the next time
             self.next = True
         else:
