@@ -5,6 +5,7 @@ import copy
 import models
 import pytest
 import torch
+import transformers
 
 from zennit_attn import AttnLRPComposite, CPLRPComposite, InputXGradient, input_x_gradient, targets
 
@@ -93,3 +94,51 @@ def test_an_adapter_is_explained_as_the_merged_weights(name, kind, composite):
     torch.testing.assert_close(
         InputXGradient(model, composite(strict=True))(BATCH, targets.Label(1))[1], expected, **tolerance
     )
+
+
+@pytest.mark.parametrize("composite", [AttnLRPComposite, CPLRPComposite])
+@pytest.mark.parametrize("projected", [False, True])
+def test_a_prefix_is_explained_as_a_cache_of_constants(projected, composite):
+    peft = pytest.importorskip("peft")
+    torch.manual_seed(0)
+    config = peft.PrefixTuningConfig(
+        num_virtual_tokens=3, task_type="CAUSAL_LM", prefix_projection=projected, encoder_hidden_size=8
+    )
+    base = models.llama().double().eval()
+    plain = copy.deepcopy(base)
+    model = peft.get_peft_model(base, config).double().eval()
+    torch.nn.init.normal_(model.prompt_encoder["default"].embedding.weight)
+    # as the paper writes it: an embedding, or what an MLP makes of it, is the prefix's keys and values in each layer
+    encoder = model.prompt_encoder["default"]
+    with torch.no_grad():
+        rows = encoder.embedding.weight.detach()
+        if projected:
+            first, last = encoder.transform[0], encoder.transform[2]
+            rows = torch.tanh(rows @ first.weight.T + first.bias) @ last.weight.T + last.bias
+    heads = plain.config.num_key_value_heads
+    prefix = rows.reshape(1, 3, 2 * plain.config.num_hidden_layers, heads, -1).permute(2, 0, 3, 1, 4)
+
+    def with_prefix():
+        cache = transformers.DynamicCache()
+        for number in range(plain.config.num_hidden_layers):
+            cache.update(prefix[2 * number].clone(), prefix[2 * number + 1].clone(), number)
+        return cache
+
+    class Prefixed(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.model = plain
+
+        def get_input_embeddings(self):
+            return self.model.get_input_embeddings()
+
+        def forward(self, input_ids=None, inputs_embeds=None):
+            return self.model(input_ids=input_ids, inputs_embeds=inputs_embeds, past_key_values=with_prefix())
+
+    output, expected = InputXGradient(Prefixed(), composite(strict=True))(BATCH, targets.Label(1))
+    without = InputXGradient(plain, composite(strict=True))(BATCH, targets.Label(1))[1]
+    assert not torch.allclose(without, expected, rtol=1e-2)
+    for _ in range(2):
+        got = InputXGradient(model, composite(strict=True))(BATCH, targets.Label(1))
+        torch.testing.assert_close(got[0].logits, output.logits, rtol=1e-9, atol=1e-12)
+        torch.testing.assert_close(got[1], expected, rtol=1e-9, atol=1e-12)

@@ -19,6 +19,7 @@ from zennit_attn import (
     targets,
 )
 from zennit_attn.engine.compiled import EagerHandle
+from zennit_attn.errors import UnknownOperationError
 from zennit_attn.rules import Epsilon, Gamma, Identity, Operators
 
 CASES = {
@@ -356,6 +357,51 @@ def test_what_a_trace_does_not_show_is_refused_without_a_full_graph_and_beside_r
         pytest.raises(RuntimeError, match="got abs in the line"),
     ):
         torch.compile(model, backend="aot_eager")(x)
+
+
+def at_a_break(function):
+    """Return a function after which a compiler breaks its graph, by printing."""
+
+    def broken(x):
+        y = function(x)
+        print(end="")
+        return y
+
+    return broken
+
+
+@pytest.mark.parametrize("whole", [False, True], ids=["the model", "a function around it"])
+@pytest.mark.parametrize("nested", [False, True])
+@pytest.mark.parametrize("form", ["gradient", "relevance"])
+def test_a_model_that_breaks_the_graph_is_explained_as_it_was_written(form, nested, whole):
+    x, pieces = torch.randn(2, 4, dtype=torch.float64, requires_grad=True), []
+
+    def backend(graph, _):
+        pieces.append(graph)
+        return graph.forward
+
+    for function in (torch.selu_, torch.exp_, lambda x: torch.nn.functional.leaky_relu_(x, 0.3), abs):
+        model = Followed(at_a_break(lambda x, function=function: function(x.clone()))).double().eval()
+        composite = AttnLRPComposite()
+        with (input_x_gradient(composite) if form == "gradient" else composite).context(model):
+            torch.compiler.reset()
+            # what is around the model may be compiled
+            run = torch.compile((lambda x, model=model: model(x) * 1) if whole else model, backend=backend)
+            with torch._dynamo.config.patch(nested_graph_breaks=nested):
+                outputs = run(x), model(x)
+        got, expected = (torch.autograd.grad(output, x, torch.ones(2, 4).double())[0] for output in outputs)
+        torch.testing.assert_close(got, expected)
+        assert all(node.target is not torch._C._nn.linear for graph in pieces for node in graph.graph.nodes)
+
+
+def test_what_no_rule_knows_is_refused_where_a_model_breaks_the_graph():
+    torch.compiler.reset()
+    x = torch.randn(2, 4, requires_grad=True)
+    with (
+        input_x_gradient(AttnLRPComposite(strict=True)).context(Followed(at_a_break(Square.apply))) as model,
+        pytest.raises(UnknownOperationError, match="Square"),
+    ):
+        torch.compile(model, backend="eager")(x)
 
 
 def test_what_is_plain_or_takes_no_relevance_may_be_hidden_from_a_trace():

@@ -1,5 +1,7 @@
 """Every forward is looked at, not the first alone, and nothing that the explained output does not depend on."""
 
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
 
@@ -15,7 +17,13 @@ from transformers.utils import ModelOutput
 from zennit.attribution import Gradient
 
 from zennit_attn import AttnLRPComposite, CPLRPComposite, InputXGradient, input_x_gradient, targets
-from zennit_attn.errors import CutOffError, NotFiniteError, UnknownOperationError, UnknownOperationWarning
+from zennit_attn.errors import (
+    CutOffError,
+    CutOffWarning,
+    NotFiniteError,
+    UnknownOperationError,
+    UnknownOperationWarning,
+)
 
 from .forms import FORMS, PRESETS, attributor_of, in_form, relevance_of
 
@@ -109,10 +117,91 @@ def test_a_branch_that_a_later_call_takes_is_warned_of(name, again, form):
             stack.pop_all().close()
             attributor = stack.enter_context(attributor_of(model, AttnLRPComposite(), form))
         model.on = True
-        # what makes nodes alone is seen at the second forward of its kind
         with pytest.warns(UnknownOperationWarning, match=title):
-            assert len([attributor(x, targets.Label(1)) for _ in range(2)]) == 2
+            attributor(x, targets.Label(1))
         attributor(x, targets.Label(1))  # a second warning would be an error
+
+
+class Pool:
+    """A thread that lives for longer than a forward."""
+
+    def __init__(self):
+        self.pool = ThreadPoolExecutor(1)
+        self.pool.submit(int).result()
+
+    def __call__(self, h):
+        return self.pool.submit(square, h).result()
+
+
+def square(h):
+    return h * h
+
+
+def in_a_pool_of_its_own(h):
+    with ThreadPoolExecutor(1) as pool:
+        return pool.submit(square, h).result()
+
+
+def in_a_thread_of_its_own(h):
+    found = []
+    thread = threading.Thread(target=lambda: found.append(square(h)))
+    thread.start()
+    thread.join()
+    return found[0]
+
+
+#: Where a branch computes what no rule sees.
+ELSEWHERE = {
+    "disabled": lambda: disabled,
+    "a thread that is there": Pool,
+    "a pool of its own": lambda: in_a_pool_of_its_own,
+    "a thread of its own": lambda: in_a_thread_of_its_own,
+}
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("opened", [False, True], ids=["a context each", "one context"])
+@pytest.mark.parametrize("name", ELSEWHERE)
+def test_a_branch_that_every_other_call_takes_is_warned_of_at_its_first(name, opened, form):
+    # with the threads, the forward itself calls as many functions and makes as many nodes as without
+    model, x = Net(ELSEWHERE[name]()), torch.rand(2, 6) * 0.1
+    with ExitStack() as stack:
+        attributor = attributor_of(model, AttnLRPComposite(), form)
+        if opened:
+            stack.enter_context(attributor)
+        attributor(x, targets.Label(1))
+        model.on = True
+        with pytest.warns(UnknownOperationWarning, match="MulBackward0 that no function made which the rules saw"):
+            attributor(x, targets.Label(1))
+        for model.on in (False, True, True):
+            attributor(x, targets.Label(1))  # a second warning would be an error
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_what_turns_graphs_off_in_every_other_call_is_warned_of_at_its_second(form):
+    def in_inference_mode(h):
+        with torch.inference_mode():
+            hidden = F.relu(h)
+        return h + hidden
+
+    model, x = Net(in_inference_mode), torch.rand(2, 6) * 0.1
+    with attributor_of(model, AttnLRPComposite(), form) as attributor:
+        for model.on in (False, True, False):
+            attributor(x, targets.Label(1))
+        model.on = True
+        with pytest.warns(CutOffWarning, match="add"):
+            attributor(x, targets.Label(1))
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_other_threads_that_compute_nothing_are_no_reason_for_a_warning(form):
+    model, x, pool = Net(lambda h: F.gelu(h)), torch.rand(2, 6), Pool()
+    with attributor_of(model, AttnLRPComposite(), form) as attributor:
+        expected = attributor(x, targets.Label(1))[1]
+        for model.on in (True, False, True, False):
+            pool(torch.rand(2, requires_grad=True))
+            got = attributor(x, targets.Label(1))[1]
+    torch.testing.assert_close(got, expected)
 
 
 @pytest.mark.parametrize("form", FORMS)

@@ -13,6 +13,7 @@ from torch import nn
 
 from zennit_attn import AttnLRPComposite, CPLRPComposite, Explainer, InputXGradient, input_x_gradient, targets
 from zennit_attn.composites import claims
+from zennit_attn.engine.threads import StartsHandle
 from zennit_attn.rules import Gamma
 
 EXAMPLE = "examples/models/agreement"
@@ -194,3 +195,34 @@ def test_who_waits_in_vain_is_told(monkeypatch):
     context.__exit__(None, None, None)
     composite.register(model)
     composite.remove()
+
+
+def test_starts_of_threads_are_counted_inside_of_a_context_and_nowhere_else(model):
+    start, count = threading.Thread.start, StartsHandle.count
+    with AttnLRPComposite().context(model), CPLRPComposite().context(nn.Sequential(nn.ReLU())):
+        thread = threading.Thread(target=int)
+        thread.start()
+        thread.join()
+        assert StartsHandle.count == count + 1
+    assert threading.Thread.start is start
+
+
+def test_what_somebody_else_put_around_the_start_of_threads_meanwhile_stays(model, monkeypatch):
+    # to have it back at the end
+    monkeypatch.setattr(threading.Thread, "start", threading.Thread.start)
+    started = []
+    with AttnLRPComposite().context(model):
+        counted = threading.Thread.start
+
+        def theirs(thread):
+            started.append(thread)
+            counted(thread)
+
+        monkeypatch.setattr(threading.Thread, "start", theirs)
+    assert threading.Thread.start is theirs
+    with AttnLRPComposite().context(model):
+        assert threading.Thread.start is not theirs
+        with ThreadPoolExecutor(1) as pool:
+            assert pool.submit(int).result() == 0
+    assert threading.Thread.start is theirs
+    assert len(started) == 1

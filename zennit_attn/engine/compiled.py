@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import sys
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any, ClassVar
 
@@ -58,6 +58,16 @@ def uncompiled() -> Iterator[None]:
         if "torch._dynamo" in sys.modules and not is_traced():
             EagerHandle(kept)
         yield
+
+
+def untraced(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Return what runs a function as it was written, where a compiler could not trace all of it.
+
+    The compiler would trace each part by itself, and show less of it to the rules.
+    """
+    if "torch._dynamo" in sys.modules and is_traced():
+        return torch.compiler.disable(function)
+    return function
 
 
 def is_traced() -> bool:

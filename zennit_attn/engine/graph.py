@@ -48,9 +48,8 @@ LINEAR = frozenset("Add AvgPool1D AvgPool2D AvgPool3D Cumsum Mean Neg Nansum Sub
 PRODUCTS = frozenset("Addmm Bmm Convolution Div Dot Linear MkldnnConvolution Mm Mul Mv".split())
 
 
-def sequence_number() -> int:
-    """Return the number that the next node of the graph gets in this thread."""
-    return int(torch._C._autograd._get_sequence_nr())
+#: Returns the number that the next node of the graph gets in this thread; called around every function.
+sequence_number: Callable[[], int] = torch._C._autograd._get_sequence_nr
 
 
 def nodes_of(values: Any, until: Iterable[Any] = (), stop: Callable[[Any], bool] = lambda node: False) -> Iterator[Any]:
@@ -179,6 +178,8 @@ class Spans:
     >>> spans.add(3, 5)
     >>> [number in spans for number in (2, 3, 5)]
     [False, True, False]
+    >>> len(spans)
+    2
     """
 
     def __init__(self) -> None:
@@ -191,12 +192,34 @@ class Spans:
             self.starts.append(start)
             self.ends.append(end)
 
+    @classmethod
+    def between(cls, start: int, end: int, gaps: Iterable[tuple[int, int]]) -> Spans:
+        """Return an interval without its gaps."""
+        spans = cls()
+        for first, last in gaps:
+            spans.add(start, first)
+            start = last
+        spans.add(start, end)
+        return spans
+
+    def __len__(self) -> int:
+        """Return how many numbers are in them."""
+        return sum(self.ends) - sum(self.starts)
+
     def __contains__(self, number: int) -> bool:
         place = bisect.bisect_right(self.starts, number) - 1
         return place >= 0 and number < self.ends[place]
 
 
-def look(model: torch.nn.Module, output: Any, inputs: Any, spans: Spans | None, checkpoints: bool, form: Form) -> bool:
+def is_own(output: Any, inputs: Any, start: int, end: int) -> bool:
+    """Tell whether this thread made all of a graph, from inputs to an output, in an interval of its numbers."""
+    given = [value.grad_fn for value in tree_leaves(inputs) if isinstance(value, Tensor)]
+    nodes = nodes_of(outputs_of(output), given)
+    numbers = [node._sequence_nr() for node in nodes if not hasattr(node, "variable")]
+    return len(set(numbers)) == len(numbers) and all(start <= number < end for number in numbers)
+
+
+def look(model: torch.nn.Module, output: Any, inputs: Any, spans: Spans, checkpoints: bool, form: Form) -> bool:
     """Note what is in the graph of an output and called no function that a mode saw, for :func:`settle` to report.
 
     Parameters
@@ -207,8 +230,8 @@ def look(model: torch.nn.Module, output: Any, inputs: Any, spans: Spans | None, 
         What is explained of what the model returned.
     inputs : Any
         Its arguments; what lies before them is not the model's.
-    spans : Spans or None
-        Where functions that a mode saw made their nodes; None if that was not noted.
+    spans : Spans
+        Where functions that a mode saw made their nodes.
     checkpoints : bool
         Whether the model's reentrant checkpoints are known to run with rules.
     form : {"relevance", "gradient"}
@@ -240,7 +263,7 @@ def look(model: torch.nn.Module, output: Any, inputs: Any, spans: Spans | None, 
         if function is not None:
             if not is_known(function, checkpoints, form):
                 report(function, node)
-        elif spans is None or of_foreign.get(node) or node in leaves:
+        elif of_foreign.get(node) or node in leaves:
             continue
         elif (node._sequence_nr() not in spans or numbers[node._sequence_nr()] > 1) and not is_plain(node, form):
             report_node(node)

@@ -17,7 +17,7 @@ import torch.utils.checkpoint
 from torch._C._functorch import maybe_current_level
 from torch.overrides import TorchFunctionMode
 
-from .basic import transformed, unknown
+from .basic import asked, transformed, unknown
 from .checkpoints import in_checkpoint, saving_hooks
 from .graph import sequence_number, settle
 from .operands import Form, operands
@@ -61,9 +61,9 @@ class OperatorMode(TorchFunctionMode):
         self.following = False
         #: Whether to follow every function, and whether a checkpoint that is known to run with rules is running.
         self.watching = self.rerunning = False
-        #: How many functions were called, and where those that are followed made their nodes.
-        self.count = 0
-        self.spans: Any = None
+        #: How many functions were called, where the last one ended, and where there were nodes between two of them.
+        self.count, self.ended = 0, 0
+        self.gaps: list[tuple[int, int]] = []
         #: What is to be reported if the explained output turns out to depend on it.
         self.pending: list[Any] = []
         self.table: Any = self.table_for(policy)
@@ -76,13 +76,23 @@ class OperatorMode(TorchFunctionMode):
         """Call ``func`` by its rule."""
         if self.following:
             return self.follow(func, types, args, kwargs or {})
-        self.count += 1
         rule = self.table.get(func, unknown)
+        if rule is asked:
+            return func(*args)
+        self.count += 1
+        start = sequence_number()
+        if start != self.ended:
+            self.gaps.append((self.ended, start))
         if rule is None:
-            return func(*args, **kwargs) if kwargs else func(*args)
+            output = func(*args, **kwargs) if kwargs else func(*args)
+            self.ended = sequence_number()
+            return output
         if maybe_current_level() is not None:
             rule = transformed
+        # a rule may call functions of its own that this sees
+        self.ended = start
         output = rule(func, args, kwargs or {})
+        self.ended = sequence_number()
         if saving_hooks(True) is not None and not self.rerunning and in_checkpoint() and operands(args, kwargs or {}):
             report(torch.utils.checkpoint.checkpoint, output)
         return output
@@ -90,10 +100,7 @@ class OperatorMode(TorchFunctionMode):
     def follow(self, func: Any, types: Any, args: Any, kwargs: Any) -> Any:
         """Call ``func`` by its rule, and follow what is computed without a graph, for as long as there is something."""
         self.following = False
-        start = sequence_number()
         output = OperatorMode.__torch_function__(self, func, types, args, kwargs)
-        if self.spans is not None:
-            self.spans.add(start, sequence_number())
         if self.table is not self.nothing and self.cuts.follow(func, args, kwargs, output):
             report_cut(func, args[0] if output is None and args else output)
         self.following = self.watching or bool(self.cuts.tensors) or not torch.is_grad_enabled()

@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .activations import activation, exponential, gated_unit, power
-from .basic import Rule, constant, plain, transformed, unknown
+from .basic import Rule, asked, constant, plain, transformed, unknown
 from .catalog import caches, functions, getter
 from .functions import Enter, Leave, Snapshot
 from .fused import opened
@@ -230,7 +230,7 @@ def table(policy: Policy, form: Form) -> dict[Callable[..., Any], Rule | None]:
     entries[torch._C._set_grad_enabled] = switch
     for attribute in vars(torch._C.TensorBase).values():
         if inspect.isdatadescriptor(attribute):
-            entries.setdefault(getter(attribute), None)
+            entries.setdefault(getter(attribute), asked)
     return entries
 
 
@@ -260,7 +260,7 @@ def find(key: str, function: Callable[..., Any]) -> int:
     """Return the number of a function's rule in the table of a key; :data:`PLAIN` stands for plain autograd."""
     rule = table_of(key).get(function, unknown)
     # a compiler knows by itself what has no graph
-    if rule is None or rule is switch:
+    if rule is None or rule is switch or rule is asked:
         return PLAIN
     return _numbers[id(rule)] if torch._C._functorch.maybe_current_level() is None else TRANSFORMED
 

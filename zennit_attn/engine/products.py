@@ -20,7 +20,8 @@ def uniform(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any
     """Give each of the N operands that depend on the input the N-th part (AttnLRP, prop. 3.2 and 3.3)."""
     if len(args) == 2 and not kwargs and isinstance(args[0], Tensor):
         # nearly every product of a forward, and small models feel each line
-        count = depends(args[0]) + depends(args[1])
+        first, second = args
+        count = first.requires_grad + (isinstance(second, Tensor) and second.requires_grad)
     else:
         count = len(operands(args, kwargs))
     output = function(*args, **kwargs)
@@ -151,7 +152,8 @@ def added(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any], least: i
 
 def weighted_sum(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any], least: int = NEVER) -> Any:
     """Share ``W x`` uniformly where the weight depends on the input, too, unless one is a gate; the bias is added."""
-    if len(args) > 1 and not depends(args[1]):
+    # nearly every layer of a forward: no call more than it takes
+    if len(args) > 1 and isinstance(args[1], Tensor) and not args[1].requires_grad:
         output = function(*args, **kwargs)
         return output if least == NEVER else mixed(args[0], output)
     return halved(function, args, kwargs, slice(2), "bias", least)

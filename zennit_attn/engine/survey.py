@@ -1,7 +1,8 @@
 """Survey: when a model's forward is looked at for what no rule can see.
 
 At the first forward of a model under a policy, at each that calls another number of functions or makes another number
-of nodes than those before, and under strict rules at each. How it is looked at is in :mod:`zennit_attn.engine.graph`.
+of nodes than those before, at each that another thread had a part in, and under strict rules at each. How it is looked
+at is in :mod:`zennit_attn.engine.graph`.
 """
 
 from __future__ import annotations
@@ -17,14 +18,38 @@ import torch
 from torch import Tensor
 
 from .gates import SCALE, strength
-from .graph import ROUTING, Spans, is_plain, look, name_of_node, nodes_of, outputs_of, sequence_number, settle
+from .graph import ROUTING, Spans, is_own, is_plain, look, name_of_node, nodes_of, outputs_of, sequence_number, settle
 from .no_grad import follow_cuts
 from .operands import Form
 from .reports import advise_gradient_form, advise_logits, report_outside
 from .state import chosen_of, state
+from .threads import Alone
 
-#: How many functions the forwards called that were looked at, and how many nodes they made, by model and policy.
-_known: weakref.WeakKeyDictionary[torch.nn.Module, dict[str, set[tuple[int, int]]]] = weakref.WeakKeyDictionary()
+#: How many functions a forward called, how many nodes it made, and how many of these in the functions.
+Kind = tuple[int, int, int]
+
+
+class Kinds:
+    """The kinds of forwards that were looked at: those that were followed function by function, and those to follow.
+
+    What turns graphs off is not in the graph, and is found only by following.
+    """
+
+    def __init__(self) -> None:
+        self.followed: set[Kind] = set()
+        self.owed: set[Kind] = set()
+
+    def add(self, kind: Kind, is_followed: bool) -> None:
+        """Note that a forward of a kind was looked at."""
+        if is_followed:
+            self.followed.add(kind)
+            self.owed.discard(kind)
+        elif kind not in self.followed:
+            self.owed.add(kind)
+
+
+#: By model and policy.
+_known: weakref.WeakKeyDictionary[torch.nn.Module, dict[str, Kinds]] = weakref.WeakKeyDictionary()
 
 
 class Survey(threading.local):
@@ -46,37 +71,40 @@ class Survey(threading.local):
 
     def __init__(self, model: torch.nn.Module, key: str, form: Form, strict: bool, checkpoints: bool) -> None:
         self.model, self.key, self.form, self.strict, self.checkpoints = model, key, form, strict, checkpoints
-        self.known = _known.get(model, {}).get(key, set())
+        self.known = _known.setdefault(model, {}).setdefault(key, Kinds())
         #: Whether the next forward is followed function by function.
-        self.next = strict or not self.known
+        self.next = strict or not self.known.followed or bool(self.known.owed)
         #: Where the forwards made their nodes.
         self.forwards = Spans()
 
     def run(self, forward: Any, args: Any, kwargs: Any) -> Any:
         """Run a forward with its mode on, and look at what it made."""
-        mode, following = state.mode, self.next
+        mode, following, alone = state.mode, self.next, Alone()
         if following:
             follow_cuts(everything=True)
-            mode.spans = Spans()
-        start = sequence_number()
+        start = mode.ended = sequence_number()
         output = forward(*args, **kwargs)
-        # functions and nodes, before this module's own are counted
-        kind = mode.count, sequence_number() - start
-        self.forwards.add(start, start + kind[1])
-        if not following and kind in self.known:
+        # before this module makes nodes of its own
+        end = sequence_number()
+        seen = Spans.between(start, end, [*mode.gaps, (mode.ended, end)])
+        kind = mode.count, end - start, len(seen)
+        self.forwards.add(start, end)
+        if (
+            not following
+            and kind in self.known.followed
+            and (alone or is_own(chosen_of(output), (args, kwargs), start, end))
+        ):
             return output
-        # a forward of another kind: followed the next time, as what turns graphs off is not in the graph
-        self.next = self.strict or not following
         chosen = chosen_of(output)
         self.advise(chosen)
         # after functions, which are noted already: what has a name is reported by it
-        seen = look(self.model, chosen, (args, kwargs), mode.spans, self.checkpoints, self.form)
-        if settle(mode.pending, chosen, state.choose is not None) or not seen:
+        is_graph = look(self.model, chosen, (args, kwargs), seen, self.checkpoints, self.form)
+        if settle(mode.pending, chosen, state.choose is not None) or not is_graph:
             # which output is explained may be another one the next time
             self.next = True
         else:
-            self.known = _known.setdefault(self.model, {}).setdefault(self.key, self.known)
-            self.known.add(kind)
+            self.known.add(kind, following)
+            self.next = self.strict or bool(self.known.owed)
         if state.choose is None:
             self.look_behind(output)
         return output

@@ -15,7 +15,7 @@ import torch
 from zennit.core import RemovableHandleList
 
 from ..engine.checkpoints import CheckpointHandle, OffloadedHandle, checkpointed_layers, offloaded_layers
-from ..engine.compiled import uncompile, uncompiled
+from ..engine.compiled import uncompile, uncompiled, untraced
 from ..engine.finiteness import watch
 from ..engine.handles import ForwardHandle, FrozenHandle
 from ..engine.inventory import Inventory, refuse_foreign
@@ -26,6 +26,7 @@ from ..engine.policy import Policy
 from ..engine.reports import report_call
 from ..engine.state import applied, chosen_of, enclosing_policy, is_shielded
 from ..engine.survey import Survey
+from ..engine.threads import StartsHandle
 from .rule import Rule
 
 
@@ -120,27 +121,33 @@ class Operators(Rule):
             with uncompiled():
                 return rerun(policy, forward, args, kwargs)
 
-        def around(forward: Any, args: Any, kwargs: Any) -> Any:
-            if is_shielded():
-                return forward(*args, **kwargs)
-            applied(self)
-            policy = enclosing_policy()
-            if policy is not None or torch.compiler.is_compiling():
-                return rerun(self.policy(policy), forward, args, kwargs)
+        def as_written(forward: Any, args: Any, kwargs: Any) -> Any:
             if torch.is_grad_enabled():
                 # a prediction in another thread explains nothing, whatever comes on or off meanwhile
                 refuse_foreign(names)
                 inventory.check()
             run = partial(rerun, self.policy(None), partial(survey.run, forward), (args, kwargs))
+            with uncompiled():
+                if not self.strict:
+                    return run()
+                with watch(module) as check_output:
+                    output = run()
+                    check_output(chosen_of(output))
+                return output
+
+        def around(forward: Any, args: Any, kwargs: Any) -> Any:
+            if is_shielded():
+                return forward(*args, **kwargs)
+            applied(self)
+            policy = enclosing_policy()
+            if policy is not None:
+                return rerun(self.policy(policy), forward, args, kwargs)
             is_enabled = torch.is_grad_enabled()
             try:
-                with uncompiled():
-                    if not self.strict:
-                        return run()
-                    with watch(module) as check_output:
-                        output = run()
-                        check_output(chosen_of(output))
-                    return output
+                # no graph breaks in a try statement: a compiler traces all of a forward here, or leaves it as written
+                if torch.compiler.is_compiling():
+                    return rerun(self.policy(None), forward, args, kwargs)
+                return untraced(as_written)(forward, args, kwargs)
             except BaseException as error:
                 # an interrupt may come in torch's own context managers, which then fail
                 torch._C._set_grad_enabled(is_enabled)
@@ -150,7 +157,7 @@ class Operators(Rule):
 
         # once more around the module's hooks, which are part of what it computes
         called = ForwardHandle(module, around, name="_call_impl")
-        handles = RemovableHandleList([ForwardHandle(module, around), called])
+        handles = RemovableHandleList([StartsHandle(), ForwardHandle(module, around), called])
         handles += uncompile({module: "", **names})
         handles += [CheckpointHandle(child, again) for child in checkpoints]
         handles += [OffloadedHandle(child, again) for child in offloaded_layers(names) if child not in checkpoints]
