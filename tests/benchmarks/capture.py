@@ -10,9 +10,14 @@ from __future__ import annotations
 
 import argparse
 import gc
+import sys
+from pathlib import Path
 
 import torch
 import transformers
+
+sys.path.insert(0, str(Path(__file__).parent))
+
 from explain import PLAIN, interleaved, llama, machine
 
 from zennit_attn import AttnLRPComposite, InputXGradient, capture, targets
