@@ -71,6 +71,21 @@ paired bootstrap of the difference. A dash says that a method does not apply.
 - **Seconds** are the median a sample, on one thread of a processor; of the small models the mean in batches of {chunk}.
 
 """
+WHY = """## Where LRP is not first
+
+- **ContextCite** foretells better what an answer does without some of the sentences, and puts more on the right one. It is fitted to
+  that, on random halves of them, which is how LDS is measured, too. More forward passes than 32 add little. Which sentence it is,
+  LRP says as well, from one backward pass.
+- **Single words of pairs**: when each is removed alone, RelP agrees a little better than AttnLRP; when more and more are, it is
+  behind.
+- **A zero embedding**: LibraGrad cannot be told from AttnLRP on natural text, and is behind with fills that are nearer to text. On
+  digits Integrated Gradients leads where patches become zero, which is its own baseline.
+- **Other rules** do not mend it: ε gains nothing that can be told from chance, and γ loses. **Other targets** neither: the
+  log-probability, or the logit beside the mean of all others, orders the tokens of natural text worse for the logit.
+- **The first token** holds most of the relevance of CP-LRP and LibraGrad, as of gradients times attention: attention rests
+  there that looks at nothing. Leave it out of them; AttnLRP hardly needs that.
+
+"""
 SMALL = """## Small models
 
 Patches are those of the model: γ in its patch embedding moves relevance only inside of a patch, and cannot show here.
@@ -335,7 +350,7 @@ def main():
     header = HEADER.format(chunk=CHUNK)
     real = [text for name, text in sections.items() if name in evidence.CASES]
     small = [text for name, text in sections.items() if name in CASES]
-    page = "\n".join([header, *real, *([SMALL] if small else []), *small])
+    page = "\n".join([header, *real, *([WHY] if real else []), *([SMALL] if small else []), *small])
     if args.out is not None:
         args.out.write_text(page, encoding="utf-8")
     print(page)

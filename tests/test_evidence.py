@@ -22,6 +22,7 @@ from zennit_attn.evaluation import METHODS, Fixed, Interval, Tokens, exact_occlu
 from zennit_attn.evidence import STUDIES, Contexts, Perturbed, Randomised, open_scores, passages
 from zennit_attn.evidence import contexts as module
 from zennit_attn.evidence.citing import context_cite
+from zennit_attn.evidence.pages import page_of
 from zennit_attn.evidence.passages import FEWEST, KINDS, MOST
 from zennit_attn.evidence.tables import Scores, cell, markdown
 
@@ -245,6 +246,19 @@ def test_what_cannot_be_told_from_the_best_is_bold():
     assert lines[2].startswith("| AttnLRP | **")
     assert lines[2].endswith("| 0.50 |")
     assert lines[3].endswith("| – |")
+
+
+def test_scores_along_an_axis_are_drawn_as_curves():
+    values = {
+        (method, score): {0: value, 1: value + 0.1}
+        for value, score in enumerate(("1/2", "2/2"))
+        for method in ("attnlrp", "gradient")
+    }
+    values["relp", "1/2"] = {0: 1.0, 1: 2.0}
+    page = page_of(Scores({"model": "m", "study": "s"}, values, rows=2), {"1/2": "a", "2/2": "b"}, "share")
+    # a band for each method that has all of the scores
+    assert len(re.findall(r"PolyCollection_\d", page)) == 2
+    assert page_of(Scores({"model": "m", "study": "s"}, values, rows=2), {"1/2": "a"}).count("PolyCollection") == 0
 
 
 def saved(tmp_path):

@@ -51,7 +51,7 @@ def run(args: argparse.Namespace) -> int:
         if name not in scores.methods:
             tell(f"{name} has no score: {study.refused.get(name, 'it does not apply')}")
     put(args.out / "table.md", encoded(table + "\n"))
-    put(args.out / "page.html", encoded(page_of(scores, shown)))
+    put(args.out / "page.html", encoded(page_of(scores, shown, study.axis)))
     if args.json:
         say_json({"rows": scores.rows, "measured": scores.rows - len(scores.errors), "results": str(args.out)})
     else:

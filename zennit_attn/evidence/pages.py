@@ -23,7 +23,7 @@ section svg { height: auto; background: #fff; border-radius: 4px; }
 """
 
 
-def page_of(scores: Scores, meanings: dict[str, str]) -> str:
+def page_of(scores: Scores, meanings: dict[str, str], axis: str = "") -> str:
     """Return a page: self-contained HTML.
 
     Parameters
@@ -32,6 +32,8 @@ def page_of(scores: Scores, meanings: dict[str, str]) -> str:
         What was found.
     meanings : dict of str to str
         The scores that are shown, and what each means.
+    axis : str, optional
+        What the scores are points along, if they make a curve.
     """
     facts = {name: scores.settings.get(name) for name in FACTS}
     facts["rows"] = f"{scores.rows}, {len(scores.errors)} without scores"
@@ -40,11 +42,12 @@ def page_of(scores: Scores, meanings: dict[str, str]) -> str:
     )
     title = f"{facts['study']}: {Path(str(facts['model'])).name}"
     names = list(meanings)
+    picture = curves(scores, names, axis) if axis else drawn(scores, names)
     said = "".join(f"<dt>{written(name)}</dt><dd>{written(meaning)}</dd>" for name, meaning in meanings.items())
     return (
         f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{written(title)}</title>'
         f'<meta name="viewport" content="width=device-width, initial-scale=1"><style>{STYLE}{TABLE}</style>'
-        f"<h1>{written(title)}</h1><dl>{head}</dl><section><h2>Means, with 95 % intervals</h2>{drawn(scores, names)}"
+        f"<h1>{written(title)}</h1><dl>{head}</dl><section><h2>Means, with 95 % intervals</h2>{picture}"
         f"</section><section><h2>As numbers</h2>{table(scores, names)}<p>Bold: the best of a column, and what cannot "
         f"be told from it by the paired bootstrap over rows.</p></section><section><h2>The scores</h2><dl>{said}</dl>"
         "</section></html>\n"
@@ -88,6 +91,32 @@ def drawn(scores: Scores, names: Sequence[str]) -> str:
         ax.spines[["top", "right", "left"]].set_visible(False)
     for ax in list(axes.flat)[len(names) :]:
         ax.set_visible(False)
+    return svg(figure)
+
+
+def curves(scores: Scores, names: Sequence[str], axis: str) -> str:
+    """Return a picture of scores along an axis as SVG: a line for each method, with the band of its intervals."""
+    figure = Figure(figsize=(9, 4.5), layout="constrained")
+    ax = figure.subplots()
+    places = range(1, len(names) + 1)
+    for number, method in enumerate(scores.methods):
+        found = [scores.interval(method, name) for name in names]
+        if None in found:
+            continue
+        means, lows, highs = zip(*((each.mean, each.low, each.high) for each in found if each), strict=True)
+        color, style = f"C{number % 10}", ("-", "--", ":")[number // 10 % 3]
+        ax.plot(places, means, style, color=color, linewidth=1.6, marker="o", markersize=3, label=title_of(method))
+        ax.fill_between(places, lows, highs, color=color, alpha=0.12, linewidth=0)
+    ax.set_xticks(places, names)
+    ax.set_xlabel(axis)
+    ax.grid(axis="y", linewidth=0.4)
+    ax.spines[["top", "right"]].set_visible(False)
+    ax.legend(frameon=False, bbox_to_anchor=(1, 1), loc="upper left")
+    return svg(figure)
+
+
+def svg(figure: Figure) -> str:
+    """Return a figure as SVG."""
     file = io.StringIO()
     figure.savefig(file, format="svg", metadata={"Date": None, "Creator": None})
     text = file.getvalue()

@@ -36,6 +36,7 @@ class Randomised(Study):
 
     name = "randomisation"
     lower = True
+    axis = "share of the blocks of which the weights are shuffled, the last ones first"
     wants = '{"text": "..."}, of at least as many tokens as are read, or an "image"'
     default = ("gradient", "input_x_gradient", "gradient_attention_rollout", "cp_lrp", "attnlrp", "libragrad")
 

@@ -58,6 +58,8 @@ class Study(ABC):
     scores: dict[str, str]
     #: Methods, where none are named.
     default: ClassVar[tuple[str, ...]]
+    #: What its scores are points along, if they make a curve.
+    axis: ClassVar[str] = ""
     #: Whether a low score is a good one.
     lower: ClassVar[bool] = False
 
