@@ -189,7 +189,7 @@ CASES = {
         "Whether relevance follows the weights",
         "SmolLM2-135M-Instruct, {measured} of these passages: rank correlation with the relevance of the trained "
         "model, after the weights of its last blocks are shuffled, each matrix's among themselves: 1/5 of the blocks, 2/5, "
-        "and so on. An explanation that stays as it was does not explain the model.",
+        "and so on. An explanation that stays as it was does not explain the model: nearest to zero is best.",
         smollm2.folder,
         [
             *("--study", "randomisation", "--length", 32, "--depths", 5, "--rows-per-part", 10, "--methods"),

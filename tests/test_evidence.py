@@ -333,11 +333,14 @@ def test_random_relevance_is_another_for_another_text():
 
 
 def test_a_low_score_is_the_best_where_it_is_a_good_one():
-    values = {("random", "x"): {0: 1.0, 1: 1.0}, ("attnlrp", "x"): {0: 0.1, 1: 0.2}}
+    values = {("random", "x"): {0: 1.0, 1: 1.0}, ("attnlrp", "x"): {0: 0.1, 1: 0.2}, ("relp", "x"): {0: -0.7, 1: -0.9}}
     scores = Scores({"lower": True}, values)
     assert scores.best("x") == "attnlrp"
     assert cell(scores, "attnlrp", "x").startswith("**")
-    assert not cell(scores, "random", "x").startswith("**")
+    # an order that is turned round is no better than one that stays
+    for method in ("random", "relp"):
+        assert not cell(scores, method, "x").startswith("**")
+    assert scores.behind("relp", "x") == Interval(*[pytest.approx(value) for value in (-0.65, -0.7, -0.6)])
     # a score that rows have which are none of another method's
     assert Scores({}, {("random", "x"): {0: 1.0}, ("attnlrp", "x"): {1: 1.0}}).best("x") is None
 

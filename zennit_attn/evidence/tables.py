@@ -66,18 +66,20 @@ class Scores:
     @cache  # noqa: B019
     def best(self, score: str) -> str | None:
         """Return the method with the best mean of a score, None if none has it in all rows."""
-        found = {method: self.interval(method, score) for method in self.methods}
-        means = {method: interval.mean for method, interval in found.items() if interval is not None}
-        sign = -1 if self.settings.get("lower") else 1
-        return max(means, key=lambda method: sign * means[method], default=None)
+        whole = [method for method in self.methods if self.interval(method, score) is not None]
+        return max(whole, key=lambda method: float(self.good(method, score).mean()), default=None)
+
+    def good(self, method: str, score: str) -> torch.Tensor:
+        """Return values of which the highest mean is the best: where a low one is, that nearest to zero."""
+        values = self.of(method, score)
+        return -values.mean().sign() * values if self.settings.get("lower") else values
 
     def behind(self, method: str, score: str) -> Interval | None:
         """Return how much better than the best one a method is, paired by rows; None if it does not have the score."""
         best = self.best(score)
         if best is None or self.interval(method, score) is None:
             return None
-        found = paired(self.of(method, score), self.of(best, score))
-        return Interval(-found.mean, -found.high, -found.low) if self.settings.get("lower") else found
+        return paired(self.good(method, score), self.good(best, score))
 
 
 def open_scores(folder: str | os.PathLike[str]) -> Scores:
