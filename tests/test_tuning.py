@@ -702,8 +702,10 @@ def test_a_log_belongs_to_one_study(write, tmp_path):
     tune(write(STUDY), tmp_path / "out")
     with pytest.raises(ValueError, match="differs in its study,"):
         tune(write(changed(STUDY, score__steps=8)), tmp_path / "out")
-    # the same file, with other weights
+    # the same file, with other weights, written in the same second
+    times = (tmp_path / "tiny.py").stat()
     (tmp_path / "tiny.py").write_text(TINY.replace("manual_seed(0)", "manual_seed(1)"))
+    os.utime(tmp_path / "tiny.py", (times.st_atime, times.st_mtime))
     with pytest.raises(ValueError, match="differs in its model,"):
         tune(write(STUDY), tmp_path / "out")
     (tmp_path / "out/trials.jsonl").write_text("{}\n")

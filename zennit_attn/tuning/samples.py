@@ -13,6 +13,7 @@ import inspect
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from importlib.machinery import SourceFileLoader
 from pathlib import Path
 from typing import Any
 
@@ -174,6 +175,14 @@ def is_code(name: Any) -> bool:
     return isinstance(name, str) and name.endswith(".py")
 
 
+class AsWritten(SourceFileLoader):
+    """Reads a Python file as it is: Python's own cache takes one of the same size and second for the one before."""
+
+    def path_stats(self, path: Any) -> Any:
+        """Raise OSError, which is how a loader says that it has no cache."""
+        raise OSError
+
+
 def python_module(name: str, folder: Path) -> Any:
     """Run a Python file, and return it as a module; it may import others of its folder.
 
@@ -186,7 +195,7 @@ def python_module(name: str, folder: Path) -> Any:
     if not path.is_file():
         raise FileNotFoundError(f"got the name {name!r}, but there is no file {path.name!r} in {str(path.parent)!r}")
     title = f"zennit_attn_study_{path.stem}"
-    spec = importlib.util.spec_from_file_location(title, path)
+    spec = importlib.util.spec_from_file_location(title, path, loader=AsWritten(title, str(path)))
     if spec is None or spec.loader is None:
         raise ImportError(f"got the name {name!r}, which Python cannot import")
     # dataclasses look for their module there
