@@ -1,6 +1,6 @@
 """Measure how many rows a second are explained: one by one with a picture each, and by ``zennit-attn explain --input``.
 
-``python tests/benchmarks/rows.py`` takes a few minutes and prints tables in Markdown: rows per second of processor time
+``python tests/benchmarks/rows.py`` takes a good half hour and prints tables in Markdown: rows per second of processor time
 of one process, of one and two processes at once, and memory and the time to go on for more and more rows. The models
 are random, because weights do not matter for speed: a BERT of 6 layers of 384 units and a Llama of 4 of 64, both of
 30 000 words; the texts have 3 to 200 words.
@@ -133,18 +133,19 @@ def growth(model, folder, counts):
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rows", type=int, default=256)
+    parser.add_argument("--shared", type=int, default=3000, help="rows that two processes share (default: %(default)s)")
     parser.add_argument("--growth", type=int, nargs="*", default=[1000, 10_000, 100_000])
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         rows = texts(args.rows)
-        file = written(folder, rows)
+        file, shared = written(folder, rows), written(folder, texts(args.shared))
         made = models(folder)
         print("| model | one by one | `--input` | times | one process | two | times |\n| --- |" + " ---: |" * 6)
         for number, (title, model) in enumerate(made.items()):
             single = one_by_one(model, rows[: len(rows) // 4], folder)
             many = by_command(model, file, folder / f"out {number}")
-            alone, both = (processes(model, file, folder / f"out {number} {count}", count) for count in (1, 2))
+            alone, both = (processes(model, shared, folder / f"out {number} {count}", count) for count in (1, 2))
             print(
                 f"| {title} | {1 / single:.1f} | {1 / many:.1f} | {single / many:.1f} | {alone:.0f} s | {both:.0f} s "
                 f"| {alone / both:.2f} |",
