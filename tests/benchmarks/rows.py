@@ -1,9 +1,9 @@
 """Measure how many rows a second are explained: one by one with a picture each, and by ``zennit-attn explain --input``.
 
-``python tests/benchmarks/rows.py`` takes a good half hour and prints tables in Markdown: rows per second of processor time
-of one process, of one and two processes at once, and memory and the time to go on for more and more rows. The models
-are random, because weights do not matter for speed: a BERT of 6 layers of 384 units and a Llama of 4 of 64, both of
-30 000 words; the texts have 3 to 200 words.
+``python tests/benchmarks/rows.py`` takes a good half hour and prints tables in Markdown: rows per second of processor
+time of one process, of one and two processes at once, and memory and the time to go on for more and more rows. The
+models are random, because weights do not matter for speed: a BERT of 6 layers of 384 units and a Llama of 4 of 64, both
+of 30 000 words; the texts have 3 to 200 words.
 """
 
 import argparse
