@@ -89,11 +89,8 @@ def unit_page(
     cards = []
     facts: dict[str, str] = {}
     for each in found:
-        (row,) = source.read(each.row, each.row + 1)
-        if isinstance(row, InputError):
-            raise row
         answer = {"rows": "answer", "max_new_tokens": references.settings["max_new_tokens"]}
-        question = question_of(explainer, row, files, target, contrastive, answer)
+        question = question_of(explainer, source.one(each.row), files, target, contrastive, answer)
         explanation, at_unit = through(explainer, question, latent, unit, features)
         facts = facts or facts_of(explanation)
         cards.append(card(explanation, each, of, at_unit))

@@ -50,6 +50,19 @@ class Source(ABC):
     def read(self, start: int, end: int) -> list[Row]:
         """Return the rows from one to another."""
 
+    def one(self, row: int) -> Mapping[str, Any]:
+        """Return a row.
+
+        Raises
+        ------
+        InputError
+            If it cannot be read.
+        """
+        (found,) = self.read(row, row + 1)
+        if isinstance(found, InputError):
+            raise found
+        return found
+
     def digest(self) -> str:
         """Return a fingerprint of everything that is read: another input has another one."""
         found = hashlib.blake2b(digest_size=12)

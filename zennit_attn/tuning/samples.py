@@ -337,7 +337,7 @@ def read_pictures(table: Mapping[str, Any], counts: list[int], folder: Path, sou
         raise ValueError(f"{source} got [data] with {sorted(table)}, expected either a folder or a name, as a text")
     if given == ["name"] and is_code(table["name"]):
         load_data = function_of(python_module(table["name"], folder), "load_data")
-        found = [load_data(split, count) for split, count in zip(SPLITS, counts, strict=True)]
+        found = [load_data(name, count) for name, count in zip(SPLITS, counts, strict=True)]
         return [Pictures(item.images, item.labels, getattr(item, "masks", None)) for item in found]
     items: Any = files_of(folder / table["folder"]) if given == ["folder"] else dataset_of(table, folder, source)
     chosen = split(len(items), counts, whole(table, "seed", source, 0, 0), f"{source} got {len(items)} images")

@@ -7,11 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from ..composites.configuration import require_known
 from ..data.buckets import BatchExplainer
 from ..data.fixed import asked_of, special_ids
-from ..data.sources import Source, source_of
+from ..data.sources import source_of
 from ..errors import InputError
 from ..evaluation.features import Fixed, run, select
 from ..explain.questions import collated
@@ -53,18 +54,10 @@ def read_texts(table: Mapping[str, Any], subject: Subject, folder: Path, source:
     rows = source_of(folder / table["texts"])
     explain = BatchExplainer(subject.explainer, folder=rows.folder)
     tune, test = (
-        together(explain, [asked_of(explain, row_of(rows, index), length) for index in part])
+        together(explain, [asked_of(explain, rows.one(index), length) for index in part])
         for part in split(len(rows), counts, seed, f"{source} got {len(rows)} texts")
     )
     return tune, test
-
-
-def row_of(rows: Source, index: int) -> Mapping[str, Any]:
-    """Return a row, or raise what is wrong with it."""
-    (row,) = rows.read(index, index + 1)
-    if isinstance(row, InputError):
-        raise row
-    return row
 
 
 def together(explain: BatchExplainer, asked: Sequence[tuple[dict[str, Any], Fixed]]) -> Samples:
@@ -89,7 +82,9 @@ def together(explain: BatchExplainer, asked: Sequence[tuple[dict[str, Any], Fixe
     ]
     fixed = Fixed(torch.cat([target.shares for target in targets]), torch.cat(places) if places else None)
     samples = Samples(collated(batches, padding_of(tokenizer)), fixed, keep=special_ids(tokenizer))
-    refuse_padding(model, samples, asked)
+    # of one length, they are padded with nothing
+    if len({tuple(value.shape for value in batch.values() if isinstance(value, Tensor)) for batch in batches}) > 1:
+        refuse_padding(model, samples, asked)
     return samples
 
 
