@@ -101,18 +101,24 @@ def pruned(model: torch.nn.Module, scores: Mapping[str, Tensor], share: float) -
         for name, values in scores.items():
             module = layers.get(name)
             if module is not None and name not in known and is_matrix(module):
-                shape = tuple(matrix_of(module).shape)
-                check_scores(name, values, (shape[:1], shape), "rows or weights")
-                kept = ~least_of(values, share).to(matrix_of(module).device)
-                if values.dim() == 1:
-                    handles.hook(module, partial(without_rows, kept))
-                else:
-                    handles.forward(module, partial(without_weights, module, kept))
-                continue
-            check_scores(name, values, ((units_of(model, writer_of(model, known, name)),),), "units")
-            least[name] = least_of(values, share).nonzero()[:, 0].tolist()
+                thin(handles, name, module, values, share)
+            else:
+                check_scores(name, values, ((units_of(model, writer_of(model, known, name)),),), "units")
+                least[name] = least_of(values, share).nonzero()[:, 0].tolist()
         with ablated(model, least):
             yield
+
+
+def thin(handles: Kept, name: str, module: Any, values: Tensor, share: float) -> None:
+    """Put around a linear layer what leaves out the rows, or the weights, of least score."""
+    matrix = matrix_of(module)
+    shape = tuple(matrix.shape)
+    check_scores(name, values, (shape[:1], shape), "rows or weights")
+    kept = ~least_of(values, share).to(matrix.device)
+    if values.dim() == 1:
+        handles.hook(module, partial(without_rows, kept))
+    else:
+        handles.forward(module, partial(without_weights, module, kept))
 
 
 def check_scores(name: str, values: Tensor, shapes: Sequence[tuple[int, ...]], things: str) -> None:
