@@ -355,9 +355,11 @@ def test_help_and_wrong_usage_import_nothing_heavy(arguments, code):
 def test_the_names_that_the_parser_knows_are_those_of_the_package():
     from zennit_attn.cli import parser
     from zennit_attn.composites import PRESETS
+    from zennit_attn.data import engines
 
     assert set(parser.PRESETS) == set(PRESETS)
     assert parser.DTYPES == loading.DTYPES
+    assert parser.ENGINES == engines.ENGINES
 
 
 def test_without_a_command_there_is_help(capsys):
