@@ -80,11 +80,11 @@ WHY = """## Where LRP is not first
   behind.
 - **A zero embedding**: LibraGrad cannot be told from AttnLRP on natural text, and is behind with fills that are nearer to text. On
   digits Integrated Gradients leads where patches become zero, which is its own baseline.
-- **Other rules** do not mend it: ε gains nothing that can be told from chance, and γ loses. **Other targets** neither: the
-  log-probability, or the logit beside the mean of all others, orders the tokens of natural text worse for the logit.
-- **The first token** holds most of the relevance of CP-LRP and LibraGrad, as of gradients times attention: attention rests
+- **Other rules** do not mend it: ε gains nothing that can be told from chance, and γ loses. **Other targets** neither: on 60
+  other passages, by hand, ΔA (mask) of the logit is 2.86 by the logit itself, 2.05 by the log-probability (difference −0.81
+  [−1.63, 0.08]) and 2.24 by the logit beside the mean of all others (−0.61 [−0.97, −0.27]).
+- **The first token** often has the most relevance by CP-LRP and LibraGrad, as by gradients times attention: attention rests
   there that looks at nothing. Leave it out of them; AttnLRP hardly needs that.
-
 """
 SMALL = """## Small models
 

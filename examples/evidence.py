@@ -92,18 +92,20 @@ class Search:
     def section(self, name, work):
         """Search, as far as it is not done yet, and return its section; see :func:`section`."""
         written(work / f"{name}.jsonl", self.rows())
-        lines = ["| rules | ΔA (mask), to tune on | ΔA (mask), test | beside AttnLRP |", "|---|---|---|---|"]
+        rows = {}
         for title, search in self.studies.items():
             file = work / f"{name}-{title}.toml"
             put(file, (STUDY.format(model=json.dumps(str(self.model())), rows=f"{name}.jsonl") + search).encode())
             found = tune(file, work / name / title)
-            tests = {found.default.number: f"{found.test_default} |", found.best.number: f"{found.test_best} |"}
-            tests[found.best.number] += f" {found.test_difference}" if found.best is not found.default else ""
-            for trial in ([found.default] if len(lines) == 2 else []) + found.trials:
+            tested = {found.best.number: (found.test_best, found.test_difference)}
+            # which is the best, where nothing is better
+            tested[found.default.number] = found.test_default, ""
+            for trial in (found.default, *found.trials):
                 chosen = ", ".join(f"{key} = {value}" for key, value in trial.parameters.items()) or "AttnLRP"
-                score = Interval(trial.score, trial.low, trial.high)
-                lines.append(f"| {chosen} | {score} | {tests.get(trial.number, '– |')} |")
-        table = "\n".join(lines)
+                test, beside = tested.get(trial.number, ("–", ""))
+                rows[chosen] = f"| {chosen} | {Interval(trial.score, trial.low, trial.high)} | {test} | {beside} |"
+        head = "| rules | ΔA (mask), to tune on | ΔA (mask), test | beside AttnLRP |\n|---|---|---|---|"
+        table = "\n".join([head, *rows.values()])
         return f"## {self.title}\n\n{self.text} {made()}\n\n{table}\n"
 
 
