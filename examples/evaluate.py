@@ -64,7 +64,7 @@ paired bootstrap of the difference. A dash says that a method does not apply.
 
 - **ΔA** is the area between the curves of least and most relevant first (AttnLRP paper), in units of the explained
   logit: how much longer the logit lasts if what a method calls irrelevant is removed first. What is removed becomes
-  what the brackets say.
+  what the brackets say. **MoRF** and **LeRF** are the areas themselves, most and least relevant first.
 - **Pointing game**: is the largest relevance on the cause? **Mass**: share of the positive relevance that is on it.
   **Rank**: share of the K largest on it, if it has K features. **MRR**: mean of 1 / rank of the cause.
 - **Occlusion** is the rank correlation with the fall of the logit when each feature alone is removed.

@@ -20,6 +20,7 @@ import transformers
 from zennit_attn import cli
 from zennit_attn.evaluation import Interval
 from zennit_attn.evidence import open_scores
+from zennit_attn.evidence.study import title_of
 from zennit_attn.files import json_lines, put
 from zennit_attn.tuning import tune
 
@@ -64,7 +65,8 @@ class Case:
             raise SystemExit(f"{name} could not be measured")
         scores = open_scores(folder)
         text = self.text.format(rows=scores.rows, measured=scores.rows - len(scores.errors))
-        return f"## {self.title}\n\n{text} {made()}\n\n{(folder / 'table.md').read_text(encoding='utf-8')}"
+        table = (folder / "table.md").read_text(encoding="utf-8")
+        return f"## {self.title}\n\n{text} {made()}\n\n{table}{curves_of(scores)}"
 
 
 @dataclass(frozen=True)
@@ -230,6 +232,20 @@ def written(file, rows):
     if not file.exists():
         put(file, json_lines(rows))
     return file
+
+
+def curves_of(scores):
+    """Return a table of what ΔA is the difference of, empty where a study has none."""
+    names = list(dict.fromkeys(name for _, name in scores.values if name.startswith(("MoRF", "LeRF"))))
+    if not names:
+        return ""
+    lines = [f"| area under the curve | {' | '.join(names)} |", f"|---|{'---|' * len(names)}"]
+    for method in scores.methods:
+        found = [scores.interval(method, name) for name in names]
+        cells = ["–" if each is None else f"{each.mean:.2f} [{each.low:.2f}, {each.high:.2f}]" for each in found]
+        if any(found):
+            lines.append(f"| {title_of(method)} | {' | '.join(cells)} |")
+    return "\n".join(["", *lines, ""])
 
 
 def made():

@@ -15,6 +15,7 @@ from PIL import Image
 from zennit_attn import AttnLRPComposite, GammaViTComposite, InputXGradient, input_x_gradient, targets
 from zennit_attn.cli import evaluate as evaluate_command
 from zennit_attn.cli import parser as cli_parser
+from zennit_attn.evidence import Scores
 from zennit_attn.tuning.space import Space
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
@@ -290,6 +291,19 @@ def test_prose_is_sentences_of_packages(tmp_path):
     for row in prose.pairs(20):
         assert row["text"] != row["second"]
         assert row["text"][0].isupper()
+
+
+def test_areas_of_which_a_score_is_the_difference_are_a_table_of_their_own():
+    values = {("attnlrp", "MoRF (zero)"): {0: 1.0, 1: 1.0}, ("attnlrp", "LeRF (zero)"): {0: 2.0, 1: 2.0}}
+    values |= {("gradient", "LeRF (zero)"): {0: 3.0, 1: 3.0}, ("random", "ΔA (zero)"): {0: 0.0, 1: 0.0}}
+    table = evidence.curves_of(Scores({}, values))
+    assert table.split("\n")[1:-1] == [
+        "| area under the curve | MoRF (zero) | LeRF (zero) |",
+        "|---|---|---|",
+        "| AttnLRP | 1.00 [1.00, 1.00] | 2.00 [2.00, 2.00] |",
+        "| gradient | – | 3.00 [3.00, 3.00] |",
+    ]
+    assert evidence.curves_of(Scores({}, {("random", "LDS"): {0: 1.0}})) == ""
 
 
 def test_cases_of_real_models_are_options_of_the_command():
