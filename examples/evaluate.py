@@ -1,6 +1,6 @@
 """Measure how good the explanations of all methods are on real models and on those of the examples; write the tables.
 
-``python examples/evaluate.py --work evaluation --out docs/evaluation.md`` takes some minutes on one processor core
+``python examples/evaluate.py --work evaluation --out docs/evaluation.md`` takes a quarter of an hour on one processor core
 for the small models, and hours for the real ones (see ``evidence.py``); it goes on where it was. KernelSHAP needs
 captum (``pip install zennit-attn[evaluation]``).
 """
